@@ -13,7 +13,7 @@ from scipy.stats import chi2
 from slipstream.draws import Draws, fresh_seed, stream_key
 
 IDS = np.arange(64)
-# Seeds and ids below are fixed, so each statistic is one number; its bound is passed by chance once in 100,000.
+# Seeds and ids below are fixed, so each statistic is one number; chance alone would fail its bound once in 100,000.
 CHANCE = 1e-5
 
 
