@@ -280,6 +280,7 @@ def test_importing_the_module_does_not_import_matplotlib():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_tensors_show_as_cpu_tensors_do():
     images = batch_of(2, 8)
     for here, there in zip(pictures(show_batch(images)), pictures(show_batch(images.cuda())), strict=True):
