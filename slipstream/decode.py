@@ -20,6 +20,9 @@ from slipstream_kernels.ragged import RaggedBatch
 
 from .header import HeaderError, read_header
 
+# DALI also takes TIFF and PNM, but not rightly: two-channel and float TIFFs come out as wrong pixels without an error,
+# PNM values are not scaled when their maximum is not 255, and a TIFF's orientation is not what Pillow makes of it.
+_DALI_FORMATS = frozenset({"jpeg", "png", "bmp", "webp", "jpeg2000"})
 # Pillow also opens formats that run other programs (EPS) or that are no photographs; these are enough for images.
 _PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "JPEG2000", "PPM", "GIF", "AVIF")
 # The share of a batch's baseline JPEGs that goes to the GPU's JPEG engines, where it has any; the rest goes to CUDA.
@@ -155,7 +158,7 @@ class Decoder:
         self, encoded: Sequence[np.ndarray], sample_ids: Sequence[int] | np.ndarray, describe: Callable[[int], str]
     ) -> RaggedBatch:
         reasons: dict[int, str] = {}
-        known: list[int] = []  # rows whose header was read
+        known: list[int] = []  # rows for DALI
         alone: list[int] = []
         for row, data in enumerate(encoded):
             try:
@@ -168,7 +171,7 @@ class Decoder:
             except ValueError as error:
                 reasons[row] = str(error)
                 continue
-            known.append(row)
+            (known if header.format in _DALI_FORMATS else alone).append(row)
 
         table = _Table(len(encoded), self._device, self._stream)
         if known:
