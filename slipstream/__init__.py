@@ -1,3 +1,56 @@
 """Slipstream: JPEG bytes to named, deterministic, byte-exact random crops."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .crop import CenterCrop as CenterCrop
+    from .crop import MultiCropRandomResizedCrop as MultiCropRandomResizedCrop
+    from .crop import MultiRandomResizedCrop as MultiRandomResizedCrop
+    from .crop import RandomResizedCrop as RandomResizedCrop
+    from .dataset import SlipstreamDataset as SlipstreamDataset
+    from .decode import DecodeError as DecodeError
+    from .loader import SlipstreamLoader as SlipstreamLoader
+    from .plot import plot_crops as plot_crops
+    from .plot import show_batch as show_batch
+    from .source import ReadError as ReadError
+    from .stage import MultiCropPipeline as MultiCropPipeline
+    from .stage import Normalize as Normalize
+    from .stage import RandomHorizontalFlip as RandomHorizontalFlip
+    from .stage import ToDtype as ToDtype
+
+# Where each public name lives: it is imported when it is first used, so that one piece does not pull in the others.
+_HOMES = {
+    "CenterCrop": "crop",
+    "MultiCropRandomResizedCrop": "crop",
+    "MultiRandomResizedCrop": "crop",
+    "RandomResizedCrop": "crop",
+    "SlipstreamDataset": "dataset",
+    "DecodeError": "decode",
+    "SlipstreamLoader": "loader",
+    "plot_crops": "plot",
+    "show_batch": "plot",
+    "ReadError": "source",
+    "MultiCropPipeline": "stage",
+    "Normalize": "stage",
+    "RandomHorizontalFlip": "stage",
+    "ToDtype": "stage",
+}
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -65,9 +65,9 @@ class Draws:
         return self.words(first, count) * 2.0**-32
 
 
-def fresh_seed() -> int:
-    """63 random bits from torch's default CPU generator, so that torch.manual_seed decides it."""
-    return int(torch.empty((), dtype=torch.int64, device="cpu").random_())
+def fresh_sample_ids(count: int) -> np.ndarray:
+    """Random sample ids, uint64 [count], from torch's default CPU generator, so that torch.manual_seed decides them."""
+    return torch.empty(count, dtype=torch.int64, device="cpu").random_().numpy().astype(np.uint64)
 
 
 def _in_range(field: str, value: int, end: int) -> int:

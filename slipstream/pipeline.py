@@ -1,0 +1,284 @@
+"""Runs a plan on a ragged batch: the only caller of the kernels' launchers.
+
+A field's pipeline is compiled once: which crops there are, the key of everything that is drawn, and each crop's chain
+of stages. Flips, and stages that map each value by itself, all ride in the crop launch: the flip as an index, the rest
+as one table of 3 x 256 output values, made by running the stages themselves on the 256 bytes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from slipstream_kernels.crop_jobs import OutputFormat
+from slipstream_kernels.ragged import RaggedBatch
+
+from .crop import (
+    CenterCrop,
+    Crop,
+    CropStage,
+    MultiCropRandomResizedCrop,
+    MultiRandomResizedCrop,
+    RandomResizedCrop,
+)
+from .draws import Draws, fresh_sample_ids, stream_key
+from .plan import CropProgram, Plan, draw_plan
+from .stage import MultiCropPipeline, PointwiseStage, RandomHorizontalFlip, Stage, check_stages
+
+CROP_STAGES = (RandomResizedCrop, CenterCrop, MultiRandomResizedCrop, MultiCropRandomResizedCrop)
+
+
+class Pipeline:
+    """One image field's stages, compiled: a crop stage, then what each of its crops goes through.
+
+    stages: a crop stage, or a list that begins with one; MultiCropPipeline (after MultiRandomResizedCrop), or stages
+    for all crops alike, follow. seed: the loader's. field: the field's name, which names what has no name of its own.
+    scope: goes before every stream's name (the field's, where a loader has several). Raises ValueError or TypeError.
+    """
+
+    def __init__(self, stages: Any, *, seed: int = 0, field: str = "image", scope: str = "") -> None:
+        if isinstance(stages, CROP_STAGES):
+            stages = [stages]
+        if not isinstance(stages, Sequence) or not stages or not isinstance(stages[0], CROP_STAGES):
+            names = ", ".join(kind.__name__ for kind in CROP_STAGES)
+            raise TypeError(f"pipelines[{field!r}] must begin with a crop stage ({names}), got {stages!r}")
+        self.stage: CropStage = stages[0]
+        self.field = field
+        self._crops, self._in_list = _crops_of(self.stage)
+        crop_seed = getattr(self.stage, "seed", None)
+        own = isinstance(self.stage, (RandomResizedCrop, CenterCrop))
+        box_seed = seed if own or crop_seed is None else crop_seed
+
+        chains: dict[str, list[tuple[Stage, int]]] = {name: [] for name in self._crops}
+        for index, stage in enumerate(stages[1:], 1):
+            if isinstance(stage, MultiCropPipeline):
+                unknown = [name for name in stage.pipelines if name not in chains]
+                if unknown or self._in_list or own:
+                    wrong = repr(unknown[0]) if unknown else "crops by name"
+                    allowed = "none: this crop stage's crops have no names" if self._in_list or own else list(chains)
+                    raise ValueError(f"pipelines[{field!r}][{index}] names {wrong}; allowed are {allowed}")
+                stage_seed = seed if stage.seed is None else stage.seed
+                for name, chain in stage.pipelines.items():
+                    chains[name] += [(each, stage_seed) for each in chain]
+            else:
+                (single,) = check_stages(f"pipelines[{field!r}][{index}]", [stage])
+                for chain in chains.values():
+                    chain.append((single, seed))
+
+        self.programs: list[CropProgram] = []
+        self._formats: list[OutputFormat] = []
+        for name, crop in self._crops.items():
+            key = None
+            if isinstance(crop, RandomResizedCrop):
+                key = _key(crop, box_seed, scope, name, 0)
+            chain = [stage for stage, _ in chains[name]]
+            flips = tuple(
+                (_key(stage, chain_seed, scope, name, occurrence), stage)
+                for occurrence, (stage, chain_seed) in enumerate(
+                    (stage, chain_seed) for stage, chain_seed in chains[name] if isinstance(stage, RandomHorizontalFlip)
+                )
+            )
+            self.programs.append(CropProgram(name=name, crop=crop, box_key=key, flips=flips))
+            try:
+                table = _byte_table([stage for stage in chain if isinstance(stage, PointwiseStage)])
+            except TypeError as error:
+                raise TypeError(f"pipelines[{field!r}], crop {name!r}: {error}") from None
+            assert isinstance(crop.size, tuple)
+            last = crop.memory_format == torch.channels_last
+            self._formats.append(OutputFormat(size=crop.size, table=table, channels_last=last))
+        self._formats_on: dict[torch.device, list[OutputFormat]] = {torch.device("cpu"): self._formats}
+
+    @property
+    def output_names(self) -> list[str]:
+        """The keys that this pipeline adds to a batch."""
+        names = [self.field] if self._in_list or not self._named else [program.name for program in self.programs]
+        if self.stage.return_boxes:
+            for program in self.programs:
+                names.append(f"{self._label(program.name)}_box")
+                if program.flips:
+                    names.append(f"{self._label(program.name)}_flip")
+        return names
+
+    def draw(self, sizes: np.ndarray, sample_ids: np.ndarray, epoch: int) -> Plan:
+        """The plan for images of these sizes, int32 [B, 2]."""
+        return draw_plan(self.programs, sizes, sample_ids, epoch)
+
+    def formats(self, device: torch.device) -> list[OutputFormat]:
+        """Each crop's output format, its table on this device."""
+        if device not in self._formats_on:
+            self._formats_on[device] = [
+                OutputFormat(
+                    size=fmt.size,
+                    table=None if fmt.table is None else fmt.table.to(device),
+                    channels_last=fmt.channels_last,
+                )
+                for fmt in self._formats
+            ]
+        return self._formats_on[device]
+
+    def prepare(self, images: RaggedBatch, plan: Plan, backend: str) -> Any:
+        """The host's part of the launch, which may be done ahead on another thread: pass it to `run`."""
+        if backend == "cpu":
+            return plan.jobs
+        from slipstream_kernels.resized_crop import pack_tables
+
+        return pack_tables(images, plan.jobs, self.formats(images.device))
+
+    def run(
+        self, images: RaggedBatch, prepared: Any, backend: str, pool: Executor | None = None, num_threads: int = 1
+    ) -> list[torch.Tensor]:
+        """Every crop of the batch, on the images' device; on CUDA on the current stream, without waiting for it."""
+        formats = self.formats(images.device)
+        if backend == "cpu":
+            from slipstream_kernels.resized_crop_cpu import resized_crop_cpu
+
+            return resized_crop_cpu(images, prepared, formats, pool=pool, num_threads=num_threads)
+        from slipstream_kernels.resized_crop import resized_crop
+
+        if images.ready is not None:
+            torch.cuda.current_stream(images.device).wait_event(images.ready)
+        return resized_crop(images, prepared, formats)
+
+    def outputs(self, crops: Sequence[torch.Tensor], plan: Plan) -> dict[str, Any]:
+        """What this pipeline adds to a batch, by name."""
+        if self._named:
+            batch: dict[str, Any] = dict(zip(plan.crops, crops, strict=True))
+        else:
+            batch = {self.field: list(crops) if self._in_list else crops[0]}
+        if self.stage.return_boxes:
+            device = crops[0].device
+            for index, program in enumerate(self.programs):
+                label = self._label(program.name)
+                batch[f"{label}_box"] = to_device(np.ascontiguousarray(plan.boxes[:, index]), device)
+                if program.flips:
+                    batch[f"{label}_flip"] = to_device(plan.flips[program.name], device)
+        return batch
+
+    @property
+    def _named(self) -> bool:
+        return isinstance(self.stage, MultiRandomResizedCrop)
+
+    def _label(self, name: str) -> str:
+        if self._named:
+            return name
+        return f"{self.field}_{name}" if self._in_list else self.field
+
+
+def resolve_backend(backend: str | None, device: torch.device) -> str:
+    """The backend for tensors on this device; RuntimeError for one that cannot run there."""
+    if backend is None:
+        return "triton" if device.type == "cuda" else "cpu"
+    if backend == "triton" and device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise RuntimeError(
+            'backend="triton" on CPU tensors needs Triton\'s interpreter: set TRITON_INTERPRET=1 before the first import '
+            'of triton, or use backend="cpu" (or None)'
+        )
+    if backend == "cpu" and device.type == "cuda":
+        raise RuntimeError('backend="cpu" takes images on the CPU, got images on a CUDA device')
+    return backend
+
+
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A host array as a tensor on the device, without waiting for the copy."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def apply_crops(stage: CropStage, images: Any, sample_ids: Any, epoch: int) -> Any:
+    """A crop stage by itself on decoded images: what its `__call__` does."""
+    own_seed = stage.seed if isinstance(stage, (MultiRandomResizedCrop, MultiCropRandomResizedCrop)) else None
+    pipeline = Pipeline(stage, seed=own_seed or 0)
+    batch = images if isinstance(images, RaggedBatch) else RaggedBatch.from_images(images)
+    ids = _sample_ids(sample_ids, len(batch))
+    plan = pipeline.draw(batch.sizes, ids, epoch)
+    backend = resolve_backend(stage.backend, batch.device)
+    prepared = pipeline.prepare(batch, plan, backend)
+    if backend == "cpu":
+        num_threads = torch.get_num_threads()
+        with ThreadPoolExecutor(num_threads) as pool:
+            crops = pipeline.run(batch, prepared, backend, pool, num_threads)
+    else:
+        crops = pipeline.run(batch, prepared, backend)
+    result = pipeline.outputs(crops, plan)
+    return result[pipeline.field] if len(result) == 1 and not isinstance(stage, MultiRandomResizedCrop) else result
+
+
+def apply_stage(stage: Stage, images: torch.Tensor, sample_ids: Any, epoch: int) -> torch.Tensor:
+    """A stage by itself on a batch [B, C, h, w]: what its `__call__` does."""
+    return _apply_chain([stage], images, _sample_ids(sample_ids, len(images)), epoch, seed=0, name="")
+
+
+def apply_named_stages(
+    stage: MultiCropPipeline, crops: Mapping[str, torch.Tensor], sample_ids: Any, epoch: int
+) -> dict[str, torch.Tensor]:
+    """A MultiCropPipeline by itself on named crops: what its `__call__` does."""
+    unknown = [name for name in stage.pipelines if name not in crops]
+    if unknown:
+        raise ValueError(f"pipelines names the crop {unknown[0]!r}, the crops given are {list(crops)}")
+    result = dict(crops)
+    if stage.pipelines:
+        ids = _sample_ids(sample_ids, len(crops[next(iter(stage.pipelines))]))
+        for name, chain in stage.pipelines.items():
+            result[name] = _apply_chain(chain, crops[name], ids, epoch, seed=stage.seed or 0, name=name)
+    return result
+
+
+def _apply_chain(
+    chain: Sequence[Stage], images: torch.Tensor, ids: np.ndarray, epoch: int, *, seed: int, name: str
+) -> torch.Tensor:
+    if not isinstance(images, torch.Tensor) or images.ndim != 4:
+        got = list(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__
+        raise TypeError(f"images must be a tensor [B, C, h, w], got {got}")
+    occurrence = 0
+    for stage in chain:
+        if isinstance(stage, RandomHorizontalFlip):
+            flipped = stage.sample_params(Draws(_key(stage, seed, "", name, occurrence), ids, epoch))
+            occurrence += 1
+            where = to_device(flipped, images.device).view(-1, 1, 1, 1)
+            images = torch.where(where, images.flip(-1), images)
+        else:
+            images = stage.apply(images)
+    return images
+
+
+def _crops_of(stage: CropStage) -> tuple[dict[str, Crop], bool]:
+    # The crops by name (a list's by number, a single one's name is empty), and whether they form a list.
+    if isinstance(stage, MultiRandomResizedCrop):
+        return {name: crop for name, crop in stage.crops.items() if not isinstance(crop, Mapping)}, False
+    if isinstance(stage, MultiCropRandomResizedCrop):
+        return {str(index): stage.crop for index in range(stage.num_crops)}, True
+    return {"": stage}, False
+
+
+def _key(spec: RandomResizedCrop | RandomHorizontalFlip, seed: int, scope: str, name: str, occurrence: int) -> int:
+    kind = type(spec).__name__
+    if spec.seed is not None:
+        return stream_key(spec.seed, kind)
+    return stream_key(seed, "\x1f".join((scope, name, kind, str(occurrence))))
+
+
+def _byte_table(stages: Sequence[PointwiseStage]) -> torch.Tensor | None:
+    # The chain's value for each channel and byte, [3, 256]: the stages themselves on the 256 bytes.
+    if not stages:
+        return None
+    values = torch.arange(256, dtype=torch.uint8).expand(3, 1, 256).contiguous()
+    for stage in stages:
+        values = stage.apply(values)
+    return values.reshape(3, 256).contiguous()
+
+
+def _sample_ids(sample_ids: Any, count: int) -> np.ndarray:
+    if sample_ids is None:
+        return fresh_sample_ids(count)
+    if isinstance(sample_ids, torch.Tensor):
+        sample_ids = sample_ids.cpu().numpy()
+    ids = np.asarray(sample_ids)
+    if ids.shape != (count,):
+        raise ValueError(f"sample_ids must be one whole number for each of the {count} images, got shape {ids.shape}")
+    return ids
+
+
