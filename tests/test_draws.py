@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.stats import chi2
 
-from slipstream.draws import Draws, fresh_seed, stream_key
+from slipstream.draws import Draws, fresh_sample_ids, stream_key
 
 IDS = np.arange(64)
 # Seeds and ids below are fixed, so each statistic is one number; chance alone would fail its bound once in 100,000.
@@ -227,23 +227,24 @@ def test_an_empty_batch_draws_nothing():
     assert Draws(0, [], 0).uniform(0, 2).shape == (0, 2, 4)
 
 
-def test_fresh_seed_follows_manual_seed_and_advances():
+def test_fresh_sample_ids_follow_manual_seed_and_advance():
     state = torch.get_rng_state()
     try:
         torch.manual_seed(1)
-        first = [fresh_seed() for _ in range(100)]
+        first, second = fresh_sample_ids(100), fresh_sample_ids(100)
         torch.manual_seed(1)
-        assert [fresh_seed() for _ in range(100)] == first
+        assert (fresh_sample_ids(100) == first).all()
     finally:
         torch.set_rng_state(state)
-    assert len(set(first)) == 100
-    assert all(0 <= seed < 2**63 for seed in first)
-    assert max(first) > 2**62
+    assert first.dtype == np.uint64
+    assert len(np.union1d(first, second)) == 200
+    assert first.max() < 2**63
+    assert first.max() > 2**62
 
 
-def test_fresh_seed_ignores_the_default_device():
+def test_fresh_sample_ids_ignore_the_default_device():
     with torch.device("meta"):
-        assert 0 <= fresh_seed() < 2**63
+        assert fresh_sample_ids(3).shape == (3,)
 
 
 def test_a_batch_draws_in_microseconds():
