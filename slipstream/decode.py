@@ -174,16 +174,27 @@ class Decoder:
             (known if header.format in _DALI_FORMATS else alone).append(row)
 
         table = _Table(len(encoded), self._device, self._stream)
+        failure: RuntimeError | None = None
         if known:
+            self._pipeline.build()  # outside: that a new pipeline cannot be made is no image's fault
             try:
                 outputs = self._pipeline.run([encoded[row] for row in known], self._stream)
-            except RuntimeError:  # DALI's only answer to an image that it refuses
+            except RuntimeError as error:  # DALI's only answer to an image that it refuses
+                failure = error
                 alone = sorted(alone + known)
             else:
                 table.put_outputs(known, outputs)
         if alone:
-            self._decode_each_alone(encoded, alone, set(known), table, reasons)
+            refused = self._decode_each_alone(encoded, alone, set(known), table, reasons)
+            if failure is not None and not refused:  # want of memory, say: right, but slow from now on
+                warnings.warn(
+                    f"DALI failed on a batch and then decoded each of its images alone: {failure}",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
         if reasons:
+            if self._stream is not None:
+                self._stream.synchronize()  # the caller lets go of the encoded bytes, which the GPU may still read
             rows = ((int(sample_ids[row]), row) for row in sorted(reasons))
             raise DecodeError([(sample_id, describe(sample_id), reasons[row]) for sample_id, row in rows])
         if self._stream is not None:
@@ -192,21 +203,29 @@ class Decoder:
 
     def _decode_each_alone(
         self, encoded: Sequence[np.ndarray], rows: list[int], known: set[int], table: _Table, reasons: dict[int, str]
-    ) -> None:
+    ) -> int:
+        """Decode `rows` one by one; returns how many of the `known` ones DALI refused."""
         devices = [self._device] if self._stream is None else [self._device, torch.device("cpu")]
         single = [_Pipeline(device, max_batch=1, num_threads=1, apply_exif=self._apply_exif) for device in devices]
+        refused = 0
         for row in rows:
             data = encoded[row]
-            if row in known and any(self._accepts(pipeline, data, row, table) for pipeline in single):
-                continue
+            if row in known:
+                if self._accepts(single[0], data, row, table):
+                    continue
+                refused += 1
+                if any(self._accepts(pipeline, data, row, table) for pipeline in single[1:]):
+                    continue
             try:
                 pixels = decode_with_pillow(data, max_pixels=self._max_pixels, apply_exif=self._apply_exif)
             except Exception as error:  # hostile bytes make Pillow raise struct.error, IndexError and many more
                 reasons[row] = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             else:
                 table.put_array(row, pixels)
+        return refused
 
     def _accepts(self, pipeline: _Pipeline, data: np.ndarray, row: int, table: _Table) -> bool:
+        pipeline.build()
         try:
             outputs = pipeline.run([data], self._stream if pipeline.on_gpu else None)
         except RuntimeError:
