@@ -224,6 +224,7 @@ def test_refuses_many_pixels_before_any_decoder_sees_them():
     decoder.close()
 
 
+@pytest.mark.filterwarnings("error")
 def test_pillows_warnings_do_not_fail_a_sample(decoder, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 90 * 60 - 1)
     gif = encode(picture().convert("P"), "GIF")
