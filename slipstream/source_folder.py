@@ -1,0 +1,105 @@
+"""Image files in a folder, laid out as torchvision's ImageFolder wants them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .source import Kept, ReadError, as_ids, check_field, map_file
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+# Files are rarely read twice soon, so the maps kept serve only the fields and the threads of one moment.
+_KEPT_MAPS = 64
+
+
+class FolderSource:
+    """A folder of images as a Source with the fields `image`, `label` (int) and `path` (str, relative to the folder).
+
+    As in torchvision's ImageFolder each folder right below `folder` is a class, the sorted classes are the labels 0,
+    1, ... and a class's images may lie at any depth in it; image files beside the class folders are not part of the
+    set. A folder without subfolders is a flat one: its images have no `label`. Raises FileNotFoundError or
+    NotADirectoryError for `folder`, ValueError where it or a class of it holds no image.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self._folder = os.path.abspath(os.path.expanduser(folder))
+        with os.scandir(self._folder) as entries:
+            self.classes = tuple(sorted(entry.name for entry in entries if entry.is_dir()))
+        self._paths: list[str] = []
+        counts = []
+        for name in self.classes:
+            self._paths += _images(self._folder, name)
+            counts.append(len(self._paths) - sum(counts))
+        if not self.classes:
+            self._paths = sorted(name for name in os.listdir(self._folder) if name.lower().endswith(EXTENSIONS))
+        empty = [name for name, count in zip(self.classes, counts, strict=True) if not count]
+        if empty or not self._paths:
+            where = f"class folder {empty[0]!r} of {self._folder}" if empty else f"folder {self._folder}"
+            raise ValueError(f"{where} holds no image file ({' '.join(EXTENSIONS)})")
+        self._labels = np.repeat(np.arange(len(self.classes)), counts)
+        kinds = {"image": "image", "label": "int", "path": "str"}
+        if not self.classes:
+            del kinds["label"]
+        self.fields: Mapping[str, str] = kinds
+        self._opened: Kept[int, np.ndarray] = Kept(_KEPT_MAPS)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def read(self, ids: Sequence[int] | np.ndarray, field: str = "image") -> list[np.ndarray]:
+        """Give the image files' bytes as read-only uint8 views [n_bytes]; see Source.read."""
+        check_field(field, self.fields)
+        if field != "image":
+            raise ValueError(f"field {field!r} has no bytes in a folder of images; values() gives it")
+        checked = as_ids(ids, len(self)).tolist()
+        views, failures = [], []
+        for sample_id, opened in zip(checked, self._opened.get(checked, self._open), strict=True):
+            if isinstance(opened, Exception):
+                reason = getattr(opened, "strerror", None) or str(opened)
+                failures.append((sample_id, self.describe(sample_id), reason))
+                continue
+            if len(opened):
+                # The pages are read here, in the background, and not under whoever decodes.
+                _ = opened[0], opened[-1]
+            views.append(opened)
+        if failures:
+            raise ReadError(failures)
+        return views
+
+    def _open(self, sample_id: int) -> np.ndarray:
+        return map_file(self.describe(sample_id))
+
+    def values(self, ids: Sequence[int] | np.ndarray, field: str) -> list[Any]:
+        """Give labels as ints, paths as str and images as bytes; see Source.values."""
+        check_field(field, self.fields)
+        if field == "image":
+            return [view.tobytes() for view in self.read(ids)]
+        checked = as_ids(ids, len(self))
+        if field == "label":
+            return self._labels[checked].tolist()
+        return [self._paths[sample_id] for sample_id in checked.tolist()]
+
+    def describe(self, sample_id: int) -> str:
+        """Give the sample's file; never raises."""
+        if not 0 <= sample_id < len(self):
+            return f"no sample {sample_id} in {self._folder}"
+        return os.path.join(self._folder, self._paths[sample_id])
+
+    def close(self) -> None:
+        """Forget the maps; see Source.close."""
+        self._opened.close()
+
+    def __repr__(self) -> str:
+        return f"FolderSource({self._folder!r}, {len(self)} samples, {len(self.classes)} classes)"
+
+
+def _images(folder: str, name: str) -> Iterator[str]:
+    """Walk one class in torchvision's order: folders and the files in each sorted by name, links followed."""
+    for base, _, files in sorted(os.walk(os.path.join(folder, name), followlinks=True)):
+        below = os.path.relpath(base, folder)
+        for file in sorted(files):
+            if file.lower().endswith(EXTENSIONS):
+                yield os.path.join(below, file)
