@@ -1,0 +1,133 @@
+"""A LitData set's folder in S3, or in any store that speaks its protocol."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from .source import ProcessLock
+
+_CLIENT_OPTIONS = (
+    "region_name",
+    "api_version",
+    "use_ssl",
+    "verify",
+    "endpoint_url",
+    "aws_access_key_id",
+    "aws_secret_access_key",
+    "aws_session_token",
+    "config",
+)
+_OPTIONS = (*_CLIENT_OPTIONS, "profile_name", "unsigned")
+_SECRETS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+_MISSING = ("404", "NoSuchKey", "NoSuchBucket", "NotFound")
+
+
+class S3Origin:
+    """Files under an s3://bucket/prefix, read with boto3 and its own retries.
+
+    `storage_options` are the arguments of boto3's `client` (endpoint_url, region_name, aws_access_key_id, ...,
+    config), `profile_name` for its Session, and `unsigned=True` for a public bucket without credentials (litdata's
+    way, a botocore `config` with signature_version=UNSIGNED, works too). Their secrets appear in no message and no
+    repr. Raises ValueError for a URL or an option that it does not know.
+    """
+
+    def __init__(self, url: str, storage_options: Mapping[str, Any] | None = None) -> None:
+        parts = urlsplit(url)
+        if parts.scheme != "s3" or not parts.netloc or "@" in parts.netloc or ":" in parts.netloc:
+            raise ValueError("remote_dir must look like s3://bucket/prefix; credentials go into storage_options")
+        self._options = dict(storage_options or {})
+        for name in self._options:
+            if name not in _OPTIONS:
+                raise ValueError(f"storage_options has {name!r}; allowed are {', '.join(_OPTIONS)}")
+        self._bucket = parts.netloc
+        # Not the parsed path: "?" and "#" are ordinary letters in a key.
+        prefix = url.split("/", 3)[3] if url.count("/") > 2 else ""
+        self._prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
+        self.name = f"s3://{self._bucket}/{self._prefix}"
+        self._lock = ProcessLock()
+        self._client: Any = None
+        self._pid = 0
+
+    def identity(self) -> str:
+        return str(self._options.get("endpoint_url"))
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
+        window = {} if (start, stop) == (0, None) else {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"}
+        try:
+            return self._connect().get_object(Bucket=self._bucket, Key=self._prefix + name, **window)["Body"].read()
+        except Exception as error:
+            raise self._explained(error, name) from None
+
+    def fetch(self, name: str, path: str, on_bytes: Callable[[int], object] | None = None) -> None:
+        from boto3.s3.transfer import TransferConfig
+
+        try:
+            self._connect().download_file(
+                self._bucket, self._prefix + name, path, Callback=on_bytes, Config=TransferConfig(max_concurrency=4)
+            )
+        except Exception as error:
+            raise self._explained(error, name) from None
+
+    def _connect(self) -> Any:
+        with self._lock:
+            # A forked child must not share its parent's connections.
+            if self._client is None or self._pid != os.getpid():
+                self._client, self._pid = self._new_client(), os.getpid()
+                weakref.finalize(self, self._client.close)
+            return self._client
+
+    def _new_client(self) -> Any:
+        from boto3.session import Session
+        from botocore import UNSIGNED
+        from botocore.config import Config
+
+        options = {name: value for name, value in self._options.items() if name in _CLIENT_OPTIONS}
+        config = Config(
+            retries={"mode": "standard", "total_max_attempts": 6},
+            max_pool_connections=32,
+            connect_timeout=10,
+            read_timeout=60,
+        )
+        if self._options.get("unsigned"):
+            config = config.merge(Config(signature_version=UNSIGNED))
+        if options.get("config") is not None:
+            config = config.merge(options["config"])
+        # boto3's module-wide session is not safe to share between threads.
+        session = Session(profile_name=self._options.get("profile_name"))
+        return session.client("s3", **{**options, "config": config})
+
+    def _explained(self, error: Exception, name: str) -> OSError:
+        """Turn boto3's error into an OSError that names the file and what to do, without secrets."""
+        from botocore.exceptions import ClientError, NoCredentialsError, PartialCredentialsError
+
+        reason = str(error)
+        endpoint = str(self._options.get("endpoint_url") or "")
+        for secret in [self._options.get(key) for key in _SECRETS] + [urlsplit(endpoint).netloc.rpartition("@")[0]]:
+            if secret:
+                reason = reason.replace(str(secret), "***")
+        where = f"{self.name}{name}"
+        if isinstance(error, ClientError):
+            code = str(error.response.get("Error", {}).get("Code"))
+            if code in _MISSING:
+                return FileNotFoundError(f"{where} does not exist ({reason})")
+            if code in ("403", "AccessDenied"):
+                reason += "; give credentials in storage_options, or {'unsigned': True} if the bucket is public"
+        elif isinstance(error, (NoCredentialsError, PartialCredentialsError)):
+            reason += "; give them in storage_options, or {'unsigned': True} if the bucket is public"
+        return OSError(f"cannot read {where}: {reason}")
+
+    def close(self) -> None:
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None and self._pid == os.getpid():
+            client.close()
+
+    def __repr__(self) -> str:
+        return f"S3Origin({self.name!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_client": None, "_pid": 0}
