@@ -1,0 +1,159 @@
+"""The samples of a source, or of a part of it, one by one."""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from .source import Source, as_ids
+from .source_folder import FolderSource
+from .source_litdata import open_litdata
+
+# Pillow's own limit against decompression bombs.
+_MAX_PIXELS = 178_956_970
+
+
+class SlipstreamDataset(torch.utils.data.Dataset):
+    """Encoded images and the other fields of their samples, from LitData chunks or a folder of images.
+
+    Give exactly one of `source` (a Source, or a folder or s3:// URL to recognise), `remote_dir` (LitData chunks under
+    an s3:// URL or in a slow folder: each is fetched into the cache when it is first needed) and `local_dir` (read in
+    place: LitData chunks if it holds an index.json, otherwise images in torchvision's ImageFolder layout).
+
+    `cache_dir`: where fetched and unpacked chunks are kept; $SLIPSTREAM_CACHE, else slipstream in $XDG_CACHE_HOME or
+    ~/.cache, by default. `storage_options`: for s3://, named as boto3's client names them, or {"unsigned": True} for
+    a public bucket. `indices`: the samples of a subset by their ids in the source, repeats allowed. `allow_pickle`:
+    read pickled fields whatever they hold, which runs code that the data names. `decode_images`: `dataset[i]` gives
+    images as uint8 [3, H, W] tensors (by Pillow, refused beyond `max_pixels` pixels) instead of bytes; the loader
+    ignores it.
+
+    `dataset[i]` is a dict of plain values: {'image': bytes, 'label': 3, 'path': '...'}. A sample's id is always that
+    of the source, so that a subset draws the same crops for the same image. Raises FileNotFoundError, OSError,
+    ValueError or TypeError when made, for a path, chunk or argument that does not fit.
+    """
+
+    def __init__(
+        self,
+        source: Source | str | os.PathLike[str] | None = None,
+        *,
+        remote_dir: str | os.PathLike[str] | None = None,
+        local_dir: str | os.PathLike[str] | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        decode_images: bool = False,
+        storage_options: Mapping[str, Any] | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
+        allow_pickle: bool = False,
+        max_pixels: int = _MAX_PIXELS,
+    ) -> None:
+        given = {"source": source, "remote_dir": remote_dir, "local_dir": local_dir}
+        names = [name for name, value in given.items() if value is not None]
+        if len(names) != 1:
+            raise ValueError(
+                f"give exactly one of source, remote_dir and local_dir, got {' and '.join(names) or 'none'}"
+            )
+        if isinstance(max_pixels, bool) or not isinstance(max_pixels, int) or max_pixels <= 0:
+            raise ValueError(f"max_pixels must be a whole number > 0, got {max_pixels!r}")
+        if isinstance(source, (str, os.PathLike)):
+            is_url = "://" in os.fspath(source)
+            remote_dir, local_dir = (source, None) if is_url else (None, source)
+            source = None
+        if source is not None:
+            if not isinstance(source, Source) or isinstance(source, type):
+                raise TypeError(f"source must be a path, an s3:// URL or a Source, got {type(source).__name__}")
+            unused = {"cache_dir": cache_dir, "storage_options": storage_options, "allow_pickle": allow_pickle or None}
+            for name, value in unused.items():
+                if value is not None:
+                    raise ValueError(f"{name} does not apply to a Source object: give it when that is made")
+            self.source: Source = source
+        elif remote_dir is not None:
+            self.source = _open_remote(remote_dir, cache_dir, storage_options, allow_pickle)
+        else:
+            assert local_dir is not None
+            self.source = _open_local(local_dir, cache_dir, storage_options, allow_pickle)
+        self.sample_ids: np.ndarray | None = None if indices is None else _checked_indices(indices, len(self.source))
+        self.decode_images = bool(decode_images)
+        self.max_pixels = max_pixels
+
+    @property
+    def fields(self) -> Mapping[str, str]:
+        """The source's fields and their kinds; see Source.fields."""
+        return self.source.fields
+
+    def __len__(self) -> int:
+        return len(self.source) if self.sample_ids is None else len(self.sample_ids)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        position = operator.index(index)
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"index {position} is out of range: the dataset has {len(self)} samples")
+        position %= len(self)
+        sample_id = position if self.sample_ids is None else int(self.sample_ids[position])
+        sample = {field: self.source.values([sample_id], field)[0] for field in self.fields}
+        if self.decode_images:
+            for field in sample:
+                if self.fields[field] == "image":
+                    sample[field] = self._decode(sample_id, field)
+        return sample
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[position] for position in range(len(self)))
+
+    def _decode(self, sample_id: int, field: str) -> torch.Tensor:
+        from .decode import DecodeError, decode_with_pillow
+
+        data = self.source.read([sample_id], field)[0]
+        try:
+            return torch.from_numpy(decode_with_pillow(data, max_pixels=self.max_pixels).transpose(2, 0, 1).copy())
+        except Exception as error:
+            raise DecodeError([(sample_id, self.source.describe(sample_id), str(error))]) from error
+
+    def __repr__(self) -> str:
+        subset = "" if self.sample_ids is None else f", {len(self)} of its samples"
+        return f"SlipstreamDataset({self.source!r}{subset})"
+
+
+def _open_remote(place: Any, cache_dir: Any, storage_options: Any, allow_pickle: bool) -> Source:
+    place = os.fspath(place)
+    if not place.startswith("s3://"):
+        _refuse_options(storage_options)
+    try:
+        return open_litdata(place, cache_dir=cache_dir, storage_options=storage_options, allow_pickle=allow_pickle)
+    except FileNotFoundError as error:
+        if "://" in place or not os.path.isdir(os.path.expanduser(place)):
+            raise
+        raise FileNotFoundError(
+            f"remote_dir holds no LitData set ({error}); give a folder of images as local_dir"
+        ) from None
+
+
+def _open_local(place: Any, cache_dir: Any, storage_options: Any, allow_pickle: bool) -> Source:
+    folder = os.path.expanduser(os.fspath(place))
+    if "://" in folder:
+        raise ValueError(f"local_dir is a folder, got {folder.split('://')[0]}://...; give a URL as remote_dir")
+    _refuse_options(storage_options)
+    if not os.path.exists(folder):
+        raise FileNotFoundError(f"local_dir {folder!r} does not exist")
+    if not os.path.isdir(folder):
+        raise NotADirectoryError(f"local_dir {folder!r} is not a folder")
+    if os.path.exists(os.path.join(folder, "index.json")):
+        return open_litdata(folder, cache_dir=cache_dir, allow_pickle=allow_pickle, in_place=True)
+    return FolderSource(folder)
+
+
+def _refuse_options(storage_options: Any) -> None:
+    if storage_options:
+        raise ValueError("storage_options apply to an s3:// remote_dir only")
+
+
+def _checked_indices(indices: Sequence[int] | np.ndarray, length: int) -> np.ndarray:
+    try:
+        return as_ids(indices, length).copy()
+    except TypeError:
+        raise TypeError(f"indices must be a flat sequence of ints, got {indices!r:.80}") from None
+    except IndexError as error:
+        raise IndexError(f"indices: {error}") from None
