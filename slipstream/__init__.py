@@ -39,7 +39,7 @@ _HOMES = {
     "RandomHorizontalFlip": "stage",
     "ToDtype": "stage",
 }
-__all__ = ["__version__", *_HOMES]
+__all__ = ["__version__", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Checks of what a user wrote: each returns the value in its settled form, or says what is wrong with it and allowed."""
+"""Checks of what a user wrote: each returns the value in its settled form, or says what is wrong and what allowed."""
 
 from __future__ import annotations
 

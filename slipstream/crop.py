@@ -131,7 +131,7 @@ class MultiRandomResizedCrop:
         checks.one_of("backend", self.backend, checks.BACKENDS)
 
     def __call__(self, images: Any, *, sample_ids: Any = None, epoch: int = 0) -> dict[str, torch.Tensor]:
-        """The named crops of these images; with sample_ids a pure function of (seed, sample id, epoch) and the pixels."""
+        """The named crops of these images; with sample_ids pure in (seed, sample id, epoch) and the pixels."""
         from .pipeline import apply_crops
 
         return apply_crops(self, images, sample_ids, epoch)
@@ -193,7 +193,7 @@ class MultiCropRandomResizedCrop:
 CropStage = RandomResizedCrop | CenterCrop | MultiRandomResizedCrop | MultiCropRandomResizedCrop
 
 
-class ImageTooSmall(ValueError):
+class ImageTooSmallError(ValueError):
     """An image smaller than the crop that is to be cut from it; `index` is its place in the batch."""
 
     def __init__(self, message: str, index: int) -> None:
@@ -254,7 +254,7 @@ def centre_geometry(spec: CenterCrop, sizes: np.ndarray) -> Geometry:
     small = (full < spec.size).any(1)
     if small.any():
         index = int(small.argmax())
-        raise ImageTooSmall(
+        raise ImageTooSmallError(
             f"CenterCrop({spec.size}) needs images of at least that size, got (h, w) = {tuple(sizes[index].tolist())} "
             f"at index {index} of the batch; give resize=",
             index,
@@ -275,7 +275,7 @@ def sample_geometry(spec: Crop, sizes: np.ndarray, draws: Draws | None) -> Geome
 
 
 def seen_boxes(geometry: Geometry, size: tuple[int, int]) -> np.ndarray:
-    """The part of each source that the window shows, to the nearest whole pixel: int32 [B, 4] (top, left, height, width)."""
+    """The part of each source that the window shows, in the nearest whole pixels: int32 [B, 4], boxes."""
     scale = geometry.box[:, 2:] / geometry.full
     begin = np.rint(geometry.origin * scale)
     end = np.rint((geometry.origin + np.array(size)) * scale)

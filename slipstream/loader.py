@@ -21,7 +21,7 @@ import torch
 from slipstream_kernels.ragged import RaggedBatch
 
 from . import checks
-from .crop import ImageTooSmall
+from .crop import ImageTooSmallError
 from .dataset import SlipstreamDataset
 from .decode import DecodeError, Decoder
 from .pipeline import Pipeline, resolve_backend, to_device
@@ -228,9 +228,7 @@ class _Drawn:
 class _Work:
     """One epoch's two threads and the channels between them."""
 
-    def __init__(
-        self, resources: _Resources, sampler: Sampler, epoch: int, batch_size: int, num_batches: int
-    ) -> None:
+    def __init__(self, resources: _Resources, sampler: Sampler, epoch: int, batch_size: int, num_batches: int) -> None:
         if resources.work is not None:
             resources.work.stop()
         resources.work = self
@@ -365,7 +363,7 @@ def _draw(resources: _Resources, decoded: _Decoded, epoch: int) -> _Drawn:
             continue
         try:
             plan = pipeline.draw(batch.sizes, decoded.sample_ids, epoch)
-        except ImageTooSmall as error:
+        except ImageTooSmallError as error:
             sample_id = int(decoded.sample_ids[error.index])
             path = resources.dataset.source.describe(sample_id)
             raise DecodeError([(sample_id, path, str(error))]) from error
@@ -393,7 +391,7 @@ def _finish(resources: _Resources, drawn: _Drawn) -> dict[str, Any]:
 
 
 def collate(values: Sequence[Any], device: torch.device) -> Any:
-    """One field of a batch: int -> int64, float -> float32, bool -> bool tensors, equal-shape arrays stacked, else a list.
+    """One field of a batch: int64, float32 or bool tensors of numbers, equal-shape arrays stacked, the rest as a list.
 
     Tensors go to the device without waiting for the copy.
     """
@@ -477,9 +475,7 @@ def _compile(
         if name not in images:
             raise ValueError(f"pipelines names {name!r}, the dataset's image fields are {list(images)}")
     scopes = {name: name if len(images) > 1 else "" for name in pipelines}
-    compiled = {
-        name: Pipeline(stages, seed=seed, field=name, scope=scopes[name]) for name, stages in pipelines.items()
-    }
+    compiled = {name: Pipeline(stages, seed=seed, field=name, scope=scopes[name]) for name, stages in pipelines.items()}
     taken = {name: "a field" for name in fields if name not in pipelines} | {"_indices": "the sample ids"}
     for field, pipeline in compiled.items():
         for name in pipeline.output_names:

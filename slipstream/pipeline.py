@@ -174,8 +174,8 @@ def resolve_backend(backend: str | None, device: torch.device) -> str:
         return "triton" if device.type == "cuda" else "cpu"
     if backend == "triton" and device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         raise RuntimeError(
-            'backend="triton" on CPU tensors needs Triton\'s interpreter: set TRITON_INTERPRET=1 before the first import '
-            'of triton, or use backend="cpu" (or None)'
+            'backend="triton" on CPU tensors needs Triton\'s interpreter: set TRITON_INTERPRET=1 before triton is '
+            'imported, or use backend="cpu" (or None)'
         )
     if backend == "cpu" and device.type == "cuda":
         raise RuntimeError('backend="cpu" takes images on the CPU, got images on a CUDA device')
@@ -280,5 +280,3 @@ def _sample_ids(sample_ids: Any, count: int) -> np.ndarray:
     if ids.shape != (count,):
         raise ValueError(f"sample_ids must be one whole number for each of the {count} images, got shape {ids.shape}")
     return ids
-
-

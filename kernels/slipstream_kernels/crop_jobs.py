@@ -19,7 +19,9 @@ JOB_COLUMNS = 10
 BILINEAR, BICUBIC = 0, 1
 SUPPORT = (1.0, 2.0)
 
-PRECISION_BITS = 22  # 32 - 8 - 2: a weight of 1.0 is 1 << 22, so sums of 8-bit pixels stay in 32 bits (Pillow's Resample.c)
+PRECISION_BITS = (
+    22  # 32 - 8 - 2: a weight of 1.0 is 1 << 22, so sums of 8-bit pixels stay in 32 bits (Pillow's Resample.c)
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +102,9 @@ def check_jobs(sizes: np.ndarray, jobs: np.ndarray, formats: Sequence[OutputForm
         )
 
 
-def check_outputs(out: Sequence[torch.Tensor], count: int, formats: Sequence[OutputFormat], device: torch.device) -> None:
+def check_outputs(
+    out: Sequence[torch.Tensor], count: int, formats: Sequence[OutputFormat], device: torch.device
+) -> None:
     """Raise ValueError where a given output is not what its format says."""
     if len(out) != len(formats):
         raise ValueError(f"out must hold {len(formats)} tensors, got {len(out)}")

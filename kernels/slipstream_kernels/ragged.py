@@ -20,7 +20,7 @@ class RaggedBatch:
 
     addresses: int64 [B], the address of pixel (0, 0) of channel 0. sizes: int32 [B, 2], (h, w) in pixels.
     strides: int64 [B, 3], bytes from one channel, row and column to the next; any sign, 0 repeats (grey as RGB).
-    owners: whatever must stay alive while the addresses are read. ready: a CUDA event (or None) after which they may be.
+    owners: what must stay alive while the addresses are read. ready: a CUDA event (or None) after which they may be.
     """
 
     addresses: np.ndarray

@@ -10,6 +10,8 @@ int8, a weight is three int8 pieces, and integer products are exact. README.md h
 Shapes: B images (ragged), C crops, outputs [B, 3, h, w]. It does not sample boxes, blur, or know a crop's name.
 """
 
+# A jit function is typed as its Python source.
+# pyright: reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
 import functools
@@ -257,7 +259,9 @@ def pack_tables(images: RaggedBatch, jobs: np.ndarray, formats: Sequence[OutputF
     check_jobs(images.sizes, jobs, formats)
     span = (np.abs(images.strides[:, 1:]) * (images.sizes - 1)).sum(1)
     if len(span) and span.max() >= 2**31:
-        raise ValueError(f"images[{span.argmax()}] spans {span.max()} bytes of memory, allowed is less than 2 GiB: copy it")
+        raise ValueError(
+            f"images[{span.argmax()}] spans {span.max()} bytes of memory, allowed is less than 2 GiB: copy it"
+        )
     count, crops = jobs.shape[:2]
     taps = tap_counts(jobs)
     lengths = np.array([fmt.size for fmt in formats], np.int64).reshape(-1, 2) * (taps + HEADER)

@@ -4,6 +4,8 @@ The kernels release the GIL and run on the caller's threads, a share of the jobs
 used: which one a machine has differs, and two of them fail under fork or under concurrent callers.
 """
 
+# Numba's intrinsics and carray are untyped.
+# pyright: reportPrivateImportUsage=false, reportCallIssue=false
 from __future__ import annotations
 
 import math
@@ -60,7 +62,7 @@ def _weighted_pixel(typing_context, pixels, weights, groups):
 
     pixels: address of 4 * groups interleaved RGB pixels (four more bytes are read). weights: address of int32
     [groups, 4, 4], each weight three times and a zero. Returns the bytes r | g << 8 | b << 16. LLVM's vectors are
-    written out because its vectoriser leaves this loop scalar: three multiplies a tap where one instruction does twelve.
+    written out because its vectoriser leaves this loop scalar: three multiplies a tap where one instruction does 12.
     """
 
     def codegen(context, builder, signature, args):
@@ -115,7 +117,7 @@ def resize_weights(length, full, place, window, bicubic):
     stretch = max(scale, 1.0)
     support = (2.0 if bicubic else 1.0) * stretch
     shrink = 1.0 / stretch
-    taps = int(math.ceil(support)) * 2 + 1
+    taps = math.ceil(support) * 2 + 1
     first = np.empty(window, np.int32)
     count = np.empty(window, np.int32)
     weights = np.zeros((window, taps), np.int32)

@@ -1,0 +1,54 @@
+# `make demo` and `make test` each work on a fresh clone: they make .venv and install everything first.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+OUT    ?= out
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-oldest lint format bench gpu clean
+
+help:  ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Slipstream needs Python 3.11 or later: make PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## real photographs -> LitData chunks -> DINO crops, with a contact sheet in out/
+	$(BIN)/slipstream demo --out $(OUT)
+
+# The interpreter and the compiler of Triton cannot share a process, hence two runs.
+test: $(READY)  ## every test; those that need a GPU run where there is one
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m interpret $(PYTEST_ARGS)
+
+test-oldest:  ## the tests on the oldest torch and triton that pyproject.toml admits
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --upgrade pip
+	.venv-oldest/bin/python -m pip install --quiet 'torch==2.8.0' 'triton==3.4.0' --editable '.[test]'
+	.venv-oldest/bin/python -m pytest $(PYTEST_ARGS)
+	TRITON_INTERPRET=1 .venv-oldest/bin/python -m pytest -m interpret $(PYTEST_ARGS)
+
+lint: $(READY)  ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(READY)  ## ruff's formatter and safe fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## the loader and the CPU kernels beside their peers; JSON into benchmarks/results/
+	$(BIN)/python benchmarks/bench_loader.py
+	$(BIN)/python -m pytest benchmarks/bench_crop.py --benchmark-only
+
+gpu:  ## on a GPU machine: the gpu-marked tests, then the GPU benchmarks; JSON into $$OUT
+	bash benchmarks/gpu.sh
+
+clean:
+	rm -rf $(VENV) .venv-oldest $(OUT) build dist

@@ -1,0 +1,50 @@
+"""What every test shares: where the photographs are, and which tests a process can run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # The interpreter and triton.compile cannot share a process, so the marked tests have a run of their own.
+    interpreting = os.environ.get("TRITON_INTERPRET") == "1"
+    other_run = [item for item in items if ("interpret" in item.keywords) != interpreting]
+    config.hook.pytest_deselected(items=other_run)
+    items[:] = [item for item in items if ("interpret" in item.keywords) == interpreting]
+    for item in items:
+        if "gpu" in item.keywords and not _has_cuda():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.fixture(scope="session")
+def photos() -> list[Path]:
+    """The real photographs beside the checkout, if they are there."""
+    found = sorted((SHARED / "photos").rglob("*.jpg")) + sorted((SHARED / "photos").rglob("*.jpeg"))
+    if not found:
+        pytest.skip("../shared/photos is not here")
+    return found
+
+
+@pytest.fixture(scope="session")
+def scenes() -> list[np.ndarray]:
+    """Eight images that need no files, uint8 [H, W, 3]: noise over gradients, portrait, landscape, thin and tiny."""
+    rng = np.random.default_rng(20)
+    scenes = []
+    for height, width in [(240, 320), (333, 187), (64, 500), (500, 64), (1, 1), (1, 90), (75, 1), (31, 33)]:
+        y, x = np.mgrid[0:height, 0:width]
+        gradient = np.stack([x * 255 / width, y * 255 / height, (x + y) % 256], axis=2)
+        noise = rng.normal(0, 40, (height, width, 3))
+        scenes.append(np.clip(gradient + noise, 0, 255).astype(np.uint8))
+    return scenes
