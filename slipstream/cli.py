@@ -30,8 +30,8 @@ AWS_PROFILE, AWS_ACCESS_KEY_ID, ...
 """
 _PACK = """\
 Write a folder of images (one folder a class, as torchvision's ImageFolder wants
-them, or a flat folder) as LitData chunks. Files are stored as they are; a sample
-has the fields image, label (not in a flat folder) and path.
+them, or a flat folder) as LitData chunks. Files are stored as they are; a
+sample has the fields image, label (not in a flat folder) and path.
 """
 _PACK_EXAMPLE = """\
 example:
