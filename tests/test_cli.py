@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import boto3
 import numpy as np
@@ -38,6 +39,17 @@ def image_folder(folder: Path, count: int = 3) -> Path:
         pixels = rng.integers(0, 256, (40 + 8 * number, 60, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"class_{number % 2}" / f"{number}.jpg")
     return folder
+
+
+@pytest.fixture
+def shown(monkeypatch) -> dict[str, Any]:
+    """What the demo gives to plot_crops."""
+    shown = {}
+    plot = demo.plot_crops
+    monkeypatch.setattr(
+        demo, "plot_crops", lambda batch, **rest: shown.update(rest, batch=batch) or plot(batch, **rest)
+    )
+    return shown
 
 
 def check_output(printed: str, sheet: Path) -> None:
@@ -224,8 +236,8 @@ def test_demo_on_a_folder_of_images_and_on_what_pack_makes_of_it(tmp_path, capsy
     assert tables[0] == tables[1]  # the same samples, so the same crops
 
 
-def test_demo_on_s3(tmp_path, monkeypatch, capsys):
-    assert main(["pack", str(image_folder(tmp_path / "images")), str(tmp_path / "chunks")]) == 0
+def test_demo_on_s3(tmp_path, monkeypatch, capsys, shown):
+    assert main(["pack", str(image_folder(tmp_path / "images", count=6)), str(tmp_path / "chunks")]) == 0
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
@@ -245,18 +257,14 @@ def test_demo_on_s3(tmp_path, monkeypatch, capsys):
         client.close()
         assert main(["demo", "--data", "s3://photos/val/", "--out", str(tmp_path / "out"), *SMALL]) == 0
         check_output(capsys.readouterr().out, tmp_path / "out" / "crops.png")
+        assert shown["batch"]["_indices"].tolist() == [0, 1, 2, 3]  # in order, so that few chunks are fetched
         assert main(["demo", "--data", "s3://photos/absent/", "--out", str(tmp_path / "out"), *SMALL]) == 2
         assert "s3://photos/absent/index.json does not exist" in capsys.readouterr().err
     finally:
         server.stop()
 
 
-def test_the_sheet_has_each_image_once_below_its_own_source(tmp_path, monkeypatch):
-    shown = {}
-    plot = demo.plot_crops
-    monkeypatch.setattr(
-        demo, "plot_crops", lambda batch, **rest: shown.update(rest, batch=batch) or plot(batch, **rest)
-    )
+def test_the_sheet_has_each_image_once_below_its_own_source(tmp_path, shown):
     folder = str(image_folder(tmp_path / "images", count=3))
     demo.run_demo(folder, device="cpu", batch_size=8, steps=1, out=tmp_path)
     ids = shown["batch"]["_indices"].tolist()
@@ -269,6 +277,11 @@ def test_the_sheet_has_each_image_once_below_its_own_source(tmp_path, monkeypatc
     flipped = shown["batch"]["local_3_flip"].view(-1, 1, 1, 1)
     assert len(named_stages.pipelines) == len(CROPS)
     assert torch.equal(shown["batch"]["local_3"], torch.where(flipped, crops["local_3"].flip(-1), crops["local_3"]))
+
+
+def test_a_large_folder_is_sampled_throughout(tmp_path, shown):
+    demo.run_demo(str(image_folder(tmp_path / "images", count=40)), device="cpu", batch_size=6, steps=1, out=tmp_path)
+    assert max(shown["batch"]["_indices"].tolist()) >= 20
 
 
 def test_only_the_steps_after_the_warm_up_are_timed():
