@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -77,7 +76,6 @@ class S3Origin:
             # A forked child must not share its parent's connections.
             if self._client is None or self._pid != os.getpid():
                 self._client, self._pid = self._new_client(), os.getpid()
-                weakref.finalize(self, self._client.close)
             return self._client
 
     def _new_client(self) -> Any:

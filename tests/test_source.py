@@ -478,7 +478,7 @@ def test_pickled_and_forked_copies_read(photo_set):
     with source._opened._lock, source.fields._lock:
         context = multiprocessing.get_context("fork")
         queue = context.SimpleQueue()
-        child = context.Process(target=lambda: queue.put(source.read([11])[0].tobytes()))
+        child = context.Process(target=lambda: queue.put(source.read([11])[0].tobytes()), daemon=True)
         child.start()
         child.join(20)
         assert child.exitcode == 0

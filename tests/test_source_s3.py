@@ -1,3 +1,4 @@
+import gc
 import io
 import json
 import multiprocessing
@@ -265,13 +266,20 @@ def test_pickled_and_forked_copies_fetch_for_themselves(images, options, tmp_pat
     source = open_litdata(URL, cache_dir=tmp_path / "a", storage_options=options)
     source.read([0])
     assert pickle.loads(pickle.dumps(source)).read([9])[0].tobytes() == images[9]
+    client = source._store.origin._connect()
     context = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
-    child = context.Process(target=lambda: queue.put(source.read([20])[0].tobytes()))
+
+    def work():
+        image = source.read([20])[0].tobytes()
+        queue.put((image, source._store.origin._connect() is client))
+
+    child = context.Process(target=work, daemon=True)
     child.start()
     child.join(30)
     assert child.exitcode == 0
-    assert queue.get() == images[20]
+    # Two processes on one connection would read each other's answers.
+    assert queue.get() == (images[20], False)
 
 
 def test_dropped_datasets_leave_no_descriptor_and_no_thread(images, options, tmp_path):
@@ -281,10 +289,14 @@ def test_dropped_datasets_leave_no_descriptor_and_no_thread(images, options, tmp
         assert dataset[3]["label"] == 3
 
     counts = []
+    gc.collect()
+    # Dropping alone must do, not the collector that may run much later.
+    gc.disable()
     for number in range(6):
         use(number)
         sockets = [name for name in os.listdir("/proc/self/fd") if "socket" in _target(name)]
         counts.append((len(sockets), sum(t.name.startswith("slipstream") for t in threading.enumerate())))
+    gc.enable()
     # The server's own sockets live in this process too, and close a moment after the client's.
     assert counts[-1][0] <= counts[1][0] + 2
     assert counts[-1][1] == 0
