@@ -17,10 +17,12 @@ import torch
 from . import __version__
 from .crop import MultiRandomResizedCrop
 from .dataset import SlipstreamDataset
+from .decode import decode_with_pillow
 from .loader import SlipstreamLoader
 from .pack import pack
 from .plot import plot_crops
 from .sampler import Sampler
+from .source import Source
 from .stage import MultiCropPipeline, Normalize, RandomHorizontalFlip
 
 # Each distribution's photographs, by their place in its package; those that are no JPEG are encoded as one.
@@ -131,7 +133,7 @@ def run_demo(
     print(f"decode and six crops   {crops.images_per_second:>9,.0f} images/s  ({share:.0%} of decode only)")
     print(f"  batch size {batch_size}, {threads} CPU thread(s), {steps} steps after {_WARM_UP} of warm-up,")
     print(f"  {decode.pixels / decode.images / 1e6:.2f} megapixels an image on average; one run of each\n")
-    sheet = _write_sheet(crops.first, SlipstreamDataset(whole.source, decode_images=True), field, Path(out))
+    sheet = _write_sheet(crops.first, whole.source, field, Path(out))
     print(f"contact sheet: {sheet}")
     return sheet
 
@@ -197,13 +199,15 @@ def _crop_table(batch: Mapping[str, Any]) -> str:
     )
 
 
-def _write_sheet(batch: Mapping[str, Any], dataset: SlipstreamDataset, field: str, out: Path) -> Path:
+def _write_sheet(batch: Mapping[str, Any], source: Source, field: str, out: Path) -> Path:
     # A small set comes round again within one batch: each image once.
     _, positions = np.unique(batch["_indices"], return_index=True)
     shown = np.sort(positions)[:_SHOWN].tolist()
+    # Not from a dataset, which reads every field of a sample, pickled ones too.
+    encoded = source.read(batch["_indices"].numpy()[shown], field)
     figure = plot_crops(
         {name: values[shown] for name, values in batch.items()},
-        sources=[dataset[int(batch["_indices"][position])][field] for position in shown],
+        sources=[torch.from_numpy(decode_with_pillow(data)).permute(2, 0, 1) for data in encoded],
         samples=len(shown),
         title="Each box on a source is the crop of its colour below",
     )

@@ -13,6 +13,7 @@ import boto3
 import numpy as np
 import pytest
 import torch
+from litdata.streaming.writer import BinaryWriter
 from moto.server import ThreadedMotoServer
 from PIL import Image
 
@@ -277,6 +278,18 @@ def test_the_sheet_has_each_image_once_below_its_own_source(tmp_path, shown):
     flipped = shown["batch"]["local_3_flip"].view(-1, 1, 1, 1)
     assert len(named_stages.pipelines) == len(CROPS)
     assert torch.equal(shown["batch"]["local_3"], torch.where(flipped, crops["local_3"].flip(-1), crops["local_3"]))
+
+
+def test_fields_that_the_demo_does_not_need_are_not_read(tmp_path, shown):
+    image = (image_folder(tmp_path / "images") / "class_0" / "0.jpg").read_bytes()
+    writer = BinaryWriter(str(tmp_path / "chunks"), chunk_size=4)
+    for position in range(4):
+        writer[position] = {"what": object, "jpg": image, "n": position}
+    writer.done()
+    writer.merge()
+    demo.run_demo(str(tmp_path / "chunks"), device="cpu", batch_size=4, steps=1, out=tmp_path)
+    assert "what" not in shown["batch"]
+    assert len(shown["sources"]) == 4
 
 
 def test_a_large_folder_is_sampled_throughout(tmp_path, shown):
