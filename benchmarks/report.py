@@ -1,0 +1,129 @@
+"""Prints results as Markdown tables: those of README.md, from the JSON files in benchmarks/results.
+
+report.py [--results FOLDER] [NAME ...] prints the named files' tables, or every file's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import record
+
+Result = dict[str, Any]
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table, its first column to the left and the others to the right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def loader_tables(result: Result) -> list[str]:
+    """Images a second by peer and work, and the ratios."""
+    settings = result["settings"]
+    works = list(next(iter(result["samples"].values())))
+    rows = []
+    for provider, samples in result["samples"].items():
+        cells = [record.summary(samples[name]) for name in works]
+        rows.append([provider, *(f"{s['median']:.0f} ({s['min']:.0f} - {s['max']:.0f})" for s in cells)])
+    rounds = len(result["samples"]["slipstream"]["decode"])
+    return [
+        f"Images/s on {settings['workers']} threads, median (min - max) of {rounds} interleaved epochs of "
+        f"{settings['images']} images. {circumstances(result)}",
+        table(["", *works], rows),
+        table(["ratio", ""], [[name, f"{value:.2f}"] for name, value in result["ratios"].items()]),
+    ]
+
+
+def crop_tables(result: Result) -> list[str]:
+    """Milliseconds of a batch by provider, one row for each set of crops, from pytest-benchmark's file."""
+    cells: dict[str, dict[str, str]] = {}
+    for benchmark in result["benchmarks"]:
+        images = benchmark["extra_info"]["images"]
+        seconds = benchmark["stats"]["median"]
+        rate = benchmark["extra_info"]["bytes"] / seconds / 1e9
+        cell = f"{seconds / images * 1e6:.0f} ({rate:.2f})"
+        cells.setdefault(benchmark["group"], {})[benchmark["params"]["provider"]] = cell
+    providers = list(next(iter(cells.values())))
+    return [
+        f"Microseconds an image on one thread, median (and GB/s of the bytes that must move). "
+        f"{circumstances(result['machine_info'])}",
+        table(["", *providers], [[group, *(row.get(name, "") for name in providers)] for group, row in cells.items()]),
+    ]
+
+
+def gpu_crop_tables(result: Result) -> list[str]:
+    """The launches against the copy, the launch options, the peers."""
+    launch, copy = result["launch"], result["copy"]
+    rows = [[name, milliseconds(times)] for name, times in launch["milliseconds"].items()]
+    rows.append(["both launches", f"{launch['launches_milliseconds']:.3f}"])
+    options = [
+        [
+            " x ".join(str(row["options"][f"BLOCK_{axis}"]) for axis in "HWRK"),
+            str(row["options"]["num_warps"]),
+            row.get("error") or f"{row['launches_milliseconds']:.3f}",
+            "" if "error" in row else f"{row['fraction_of_copy']:.1%}",
+        ]
+        for row in sorted(result.get("options", ()), key=lambda row: row.get("launches_milliseconds", 1e9))
+    ]
+    peers = [[name, times.get("error") or milliseconds(times)] for name, times in result.get("peers", {}).items()]
+    return [
+        f"{result['settings']['images']} ragged images, DINO's ten crops, bicubic, bfloat16: "
+        f"{result['moved_bytes'] / 1e6:.0f} MB must move; {launch['bytes_per_second'] / 1e9:.0f} GB/s are "
+        f"{launch['fraction_of_copy']:.1%} of a copy's {copy['bytes_per_second'] / 1e9:.0f} GB/s. {circumstances(result)}",
+        table(["on the device", "ms (min - max)"], rows),
+        table(["BLOCK_H x W x R x K", "warps", "ms", "of the copy"], options),
+        table(["by the host's clock", "ms (min - max)"], peers),
+    ]
+
+
+def gpu_loader_tables(result: Result) -> list[str]:
+    """Images a second of decoding and of the loader."""
+    rows = []
+    for kind, label in (("decode", "decode, engines' share {}"), ("loader", "loader, {}")):
+        for name, rate in result.get(kind, {}).items():
+            value = rate["median"] if isinstance(rate, dict) else rate
+            rows.append([label.format(name), value if isinstance(value, str) else f"{value:.0f}"])
+    return [f"Images/s from JPEG bytes in RAM. {circumstances(result)}", table(["", "images/s"], rows)]
+
+
+def circumstances(result: Result) -> str:
+    """Machine, versions, commit and date in one sentence."""
+    gpu = result.get("gpu")
+    machine = f"{gpu['name']}, " if gpu else ""
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return f"{machine}{result['cpu']} ({result['cores']} cores), {versions}; {result['commit']}, {result['date'][:10]}."
+
+
+def milliseconds(times: dict[str, float]) -> str:
+    """Median, least and largest."""
+    return f"{times['median']:.3f} ({times['min']:.3f} - {times['max']:.3f})"
+
+
+TABLES: dict[str, Callable[[Result], list[str]]] = {
+    "loader": loader_tables,
+    "crop": crop_tables,
+    "gpu-crop": gpu_crop_tables,
+    "gpu-loader": gpu_loader_tables,
+}
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("names", nargs="*", help="files without .json (all)")
+    parser.add_argument("--results", type=Path, default=record.RESULTS, help="their folder (benchmarks/results)")
+    given = parser.parse_args()
+    files = [given.results / f"{name}.json" for name in given.names] or sorted(given.results.glob("*.json"))
+    for file in files:
+        result = json.loads(file.read_text())
+        kind = "crop" if "benchmarks" in result else result["benchmark"]
+        print(f"\n### {file.stem}\n\n" + "\n\n".join(TABLES[kind](result)))
+
+
+if __name__ == "__main__":
+    main()
