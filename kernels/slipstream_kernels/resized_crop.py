@@ -53,7 +53,7 @@ def launch_options() -> LaunchOptions:
         "BLOCK_W": 32,
         "BLOCK_R": 32,
         "BLOCK_K": 32,
-        "num_warps": 4,
+        "num_warps": 8,
         "num_stages": 1,
         "enable_fp_fusion": False,
     }
@@ -108,8 +108,11 @@ def resize_weights_kernel(tasks, outputs, weights, num_crops, BLOCK: tl.constexp
 @triton.jit
 def banded_pieces(table, row, tap, taps, live):
     # The band matrix's int8 pieces: output pixels have their weights at `row`, source pixels are their taps, or none.
-    weight = tl.load(table + (row + tap), mask=live & (tap >= 0) & (tap < taps), other=0)
-    return split_weight(weight)
+    inside = live & (tap >= 0) & (tap < taps)
+    weight = tl.load(table + (row + tap), mask=inside, other=0)
+    # A select, not the load's `other`: after a bare load the compiler splits in the dot operand's layout, where every
+    # warp holds the whole matrix in int32, four times the registers and shared memory of the int8 pieces.
+    return split_weight(tl.where(inside, weight, 0))
 
 
 @triton.jit
@@ -197,48 +200,36 @@ def resized_crop_kernel(
     row_step = row_step.to(tl.int32)  # pack_tables made sure that an image spans less than 2 GiB
     column_step = column_step.to(tl.int32)
 
-    red = tl.zeros([BLOCK_H, BLOCK_W], tl.int32)
-    green = tl.zeros([BLOCK_H, BLOCK_W], tl.int32)
-    blue = tl.zeros([BLOCK_H, BLOCK_W], tl.int32)
-    for row in range(row_begin, row_end, BLOCK_R):
-        rows = row + tl.arange(0, BLOCK_R)
-        row_red = tl.zeros([BLOCK_R, BLOCK_W], tl.int32)
-        row_green = tl.zeros([BLOCK_R, BLOCK_W], tl.int32)
-        row_blue = tl.zeros([BLOCK_R, BLOCK_W], tl.int32)
-        for column in range(column_begin, column_end, BLOCK_K):
-            columns = column + tl.arange(0, BLOCK_K)
-            tap = columns[:, None] - x_first[None, :]
-            high, middle, low = banded_pieces(x_table + 2, x_row[None, :], tap, x_taps, x_live[None, :])
-            place = corner + (rows[:, None] * row_step + columns[None, :] * column_step)
-            inside = (rows < box_h)[:, None] & (columns < box_w)[None, :]
-            pixel = (tl.load(place, mask=inside, other=128) ^ 128).to(tl.int8, bitcast=True)
-            row_red = add_pixels_by_weights(row_red, pixel, high, middle, low)
-            pixel = (tl.load(place + channel_step, mask=inside, other=128) ^ 128).to(tl.int8, bitcast=True)
-            row_green = add_pixels_by_weights(row_green, pixel, high, middle, low)
-            pixel = (tl.load(place + 2 * channel_step, mask=inside, other=128) ^ 128).to(tl.int8, bitcast=True)
-            row_blue = add_pixels_by_weights(row_blue, pixel, high, middle, low)
-        tap = rows[None, :] - y_first[:, None]
-        high, middle, low = banded_pieces(y_table + 2, y_row[:, None], tap, y_taps, y_live[:, None])
-        x_bias = tl.load(x_table + 1 + x_row, mask=x_live, other=0)
-        line = (round_to_byte(row_red + x_bias[None, :]) - 128).to(tl.int8)
-        red = add_weights_by_pixels(red, high, middle, low, line)
-        line = (round_to_byte(row_green + x_bias[None, :]) - 128).to(tl.int8)
-        green = add_weights_by_pixels(green, high, middle, low, line)
-        line = (round_to_byte(row_blue + x_bias[None, :]) - 128).to(tl.int8)
-        blue = add_weights_by_pixels(blue, high, middle, low, line)
-
+    x_bias = tl.load(x_table + 1 + x_row, mask=x_live, other=0)[None, :]
+    y_bias = tl.load(y_table + 1 + y_row, mask=y_live, other=0)[:, None]
     x = tl.where(tl.load(task + 9) != 0, width - 1 - x, x)
     size = tl.load(output + 5)
-    table = tl.load(output + 6)
-    table_step = tl.where(table != 0, 256 * size, 0)
-    channel_step = tl.load(output + 2) * size
+    byte_table = tl.load(output + 6)
     address = tl.load(output) + image.to(tl.int64) * tl.load(output + 1) * size
     place = y[:, None] * tl.load(output + 3).to(tl.int32) + x[None, :] * tl.load(output + 4).to(tl.int32)
-    live = y_live[:, None] & x_live[None, :]
-    y_bias = tl.load(y_table + 1 + y_row, mask=y_live, other=0)[:, None]
-    store_bytes(round_to_byte(red + y_bias), address, place, live, size, table)
-    store_bytes(round_to_byte(green + y_bias), address + channel_step, place, live, size, table + table_step)
-    store_bytes(round_to_byte(blue + y_bias), address + 2 * channel_step, place, live, size, table + 2 * table_step)
+
+    # One channel at a time: three at once would share the weights, but take so many registers that two programs fill an
+    # SM. The second and third channel find the first one's cache lines.
+    for _ in range(3):
+        total = tl.zeros([BLOCK_H, BLOCK_W], tl.int32)
+        for row in range(row_begin, row_end, BLOCK_R):
+            rows = row + tl.arange(0, BLOCK_R)
+            line = tl.zeros([BLOCK_R, BLOCK_W], tl.int32)
+            for column in range(column_begin, column_end, BLOCK_K):
+                columns = column + tl.arange(0, BLOCK_K)
+                pixel = corner + (rows[:, None] * row_step + columns[None, :] * column_step)
+                pixel = tl.load(pixel, mask=(rows < box_h)[:, None] & (columns < box_w)[None, :], other=128)
+                tap = columns[:, None] - x_first[None, :]
+                high, middle, low = banded_pieces(x_table + 2, x_row[None, :], tap, x_taps, x_live[None, :])
+                line = add_pixels_by_weights(line, (pixel ^ 128).to(tl.int8, bitcast=True), high, middle, low)
+            tap = rows[None, :] - y_first[:, None]
+            high, middle, low = banded_pieces(y_table + 2, y_row[:, None], tap, y_taps, y_live[:, None])
+            byte = (round_to_byte(line + x_bias) - 128).to(tl.int8)
+            total = add_weights_by_pixels(total, high, middle, low, byte)
+        store_bytes(round_to_byte(total + y_bias), address, place, y_live[:, None] & x_live[None, :], size, byte_table)
+        corner += channel_step
+        address += tl.load(output + 2) * size
+        byte_table += tl.where(byte_table != 0, 256 * size, 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
