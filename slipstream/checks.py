@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -21,7 +22,10 @@ def whole(field: str, value: Any, minimum: int | None = None) -> int:
 
 def seed(field: str, value: Any) -> int | None:
     """An int of any size, or None."""
-    return None if value is None else whole(field, value)
+    result = None if value is None or isinstance(value, bool) else _index(value)
+    if value is not None and result is None:
+        raise TypeError(f"{field} must be an int or None, got {value!r}")
+    return result
 
 
 def flag(field: str, value: Any) -> bool:
@@ -33,30 +37,33 @@ def flag(field: str, value: Any) -> bool:
 
 def size(field: str, value: Any) -> tuple[int, int]:
     """A size in pixels: one int, or (h, w); each 1 or more."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        if len(value) != 2:
-            raise ValueError(f"{field} must be an int or (h, w), got {value!r}")
-        h, w = (whole(field, side, 1) for side in value)
-        return h, w
-    side = whole(field, value, 1)
-    return side, side
+    pair = isinstance(value, Sequence) and not isinstance(value, str)
+    sides = list(value) if pair else [value, value]
+    if len(sides) != 2:
+        raise ValueError(f"{field} must be an int or two ints (h, w), got {value!r}")
+    h, w = (None if isinstance(side, bool) else _index(side) for side in sides)
+    if h is None or w is None:
+        raise TypeError(f"{field} must be an int or two ints (h, w), got {value!r}")
+    if min(h, w) < 1:
+        raise ValueError(f"{field} must be 1 pixel or more, got {value!r}")
+    return h, w
 
 
 def number(field: str, value: Any) -> float:
-    """A real number."""
-    if isinstance(value, bool):
-        raise TypeError(f"{field} must be a number, got {value!r}")
+    """A finite real number (a string that reads as one is none)."""
     try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{field} must be a number, got {value!r}") from None
+        result = math.nan if isinstance(value, (bool, str, bytes)) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        result = math.nan
+    if not math.isfinite(result):
+        wrong = ValueError if isinstance(value, float) else TypeError
+        raise wrong(f"{field} must be a finite number, got {value!r}")
+    return result
 
 
 def interval(field: str, value: Any, low: float, high: float) -> tuple[float, float]:
     """Two numbers (a, b) with low < a <= b <= high; a list is as good as a tuple."""
-    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
-        raise TypeError(f"{field} must be two numbers (low, high), got {value!r}")
-    a, b = (number(field, end) for end in value)
+    a, b = numbers(field, value, 2, "two numbers (low, high)")
     if not low < a <= b <= high:
         top = "" if high == float("inf") else f" <= {high:g}"
         raise ValueError(f"{field} must satisfy {low:g} < low <= high{top}, got {value!r}")
@@ -73,10 +80,20 @@ def probability(field: str, value: Any) -> float:
 
 def three(field: str, value: Any) -> tuple[float, float, float]:
     """Three numbers, one a channel."""
-    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 3:
-        raise TypeError(f"{field} must be three numbers, one a channel, got {value!r}")
-    red, green, blue = (number(field, channel) for channel in value)
+    red, green, blue = numbers(field, value, 3, "three numbers, one a channel")
     return red, green, blue
+
+
+def numbers(field: str, value: Any, count: int, what: str) -> list[float]:
+    """That many finite numbers, which a message calls `what`."""
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        raise TypeError(f"{field} must be {what}, got {value!r}")
+    if len(value) != count:
+        raise ValueError(f"{field} must be {what}, got {value!r}")
+    try:
+        return [number(field, each) for each in value]
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{field} must be {what}, all finite, got {value!r}") from None
 
 
 def one_of(field: str, value: Any, allowed: Collection[Any]) -> Any:

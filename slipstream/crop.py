@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any
 
@@ -84,7 +84,7 @@ class CenterCrop:
             sides = checks.size("resize", resize)
             if sides[0] < size[0] or sides[1] < size[1]:
                 raise ValueError(f"resize must be at least the crop's size {size}, got {resize!r}")
-            resize = sides[0] if isinstance(resize, int) else sides
+            resize = sides if isinstance(resize, Sequence) else sides[0]
         _settle(self, size=size, resize=resize)
         _check_output(self)
 
@@ -127,8 +127,11 @@ class MultiRandomResizedCrop:
             crops={_crop_name(name): _named_crop(name, given) for name, given in self.crops.items()},
             seed=checks.seed("seed", self.seed),
         )
-        checks.flag("return_boxes", self.return_boxes)
         checks.one_of("backend", self.backend, checks.BACKENDS)
+        if checks.flag("return_boxes", self.return_boxes):
+            for name in (f"{crop}_{kind}" for crop in self.crops for kind in ("box", "flip")):
+                if name in self.crops:
+                    raise ValueError(f"crops must not name {name!r}, which return_boxes=True gives: name it otherwise")
 
     def __call__(self, images: Any, *, sample_ids: Any = None, epoch: int = 0) -> dict[str, torch.Tensor]:
         """The named crops of these images; with sample_ids pure in (seed, sample id, epoch) and the pixels."""
@@ -143,7 +146,7 @@ class MultiCropRandomResizedCrop:
 
     num_crops: 1 or more. seed: stands in for the loader's. The others as in RandomResizedCrop; boxes and flips are
     `image_0_box`, `image_0_flip`, ... for a field named image. Called on images it gives a list of [B, 3, h, w]
-    (a dict of `image_0`, `image_0_box`, ... with return_boxes).
+    (with return_boxes a dict: that list as `image`, then `image_0_box`, `image_1_box`, ...).
     """
 
     num_crops: int = 2
@@ -275,10 +278,10 @@ def sample_geometry(spec: Crop, sizes: np.ndarray, draws: Draws | None) -> Geome
 
 
 def seen_boxes(geometry: Geometry, size: tuple[int, int]) -> np.ndarray:
-    """The part of each source that the window shows, in the nearest whole pixels: int32 [B, 4], boxes."""
+    """The part of each source that the window shows, in the nearest whole pixels, at least one: int32 [B, 4], boxes."""
     scale = geometry.box[:, 2:] / geometry.full
-    begin = np.rint(geometry.origin * scale)
-    end = np.rint((geometry.origin + np.array(size)) * scale)
+    begin = np.minimum(np.rint(geometry.origin * scale), geometry.box[:, 2:] - 1)
+    end = np.maximum(np.rint((geometry.origin + np.array(size)) * scale), begin + 1)
     return np.concatenate([geometry.box[:, :2] + begin, end - begin], axis=1).astype(np.int32)
 
 
@@ -296,7 +299,8 @@ def _check_output(spec: Crop) -> None:
 
 def _crop_name(name: Any) -> str:
     if not isinstance(name, str) or not name:
-        raise TypeError(f"crops must be named by non-empty strings, got {name!r}")
+        wrong = ValueError if name == "" else TypeError
+        raise wrong(f"crops must be named by non-empty strings, got {name!r}")
     return name
 
 
@@ -331,12 +335,15 @@ def _log(x: float) -> float:
     return round(math.log(x) * 2.0**40) * 2.0**-40  # a machine's library may differ in the last bit: rounded away
 
 
+_LOG2_HIGH, _LOG2_LOW = float.fromhex("0x1.62e42feep-1"), float.fromhex("0x1.a39ef35793c76p-33")
+
+
 def _exp(x: np.ndarray) -> np.ndarray:
-    # By additions and multiplications alone, which round the same everywhere; a library's exp need not.
-    x = x * 2.0**-6
-    total = np.ones_like(x)
-    for n in range(12, 0, -1):
-        total = 1.0 + x / n * total
-    for _ in range(6):
-        total = total * total
-    return total
+    # By the four operations alone, which round the same everywhere; a library's exp need not. With x = k log 2 + r the
+    # series of exp(r) ends below a last bit after 14 terms; log 2 is split so that k times its first part is exact.
+    k = np.rint(x / (_LOG2_HIGH + _LOG2_LOW))
+    r = (x - k * _LOG2_HIGH) - k * _LOG2_LOW
+    total = np.ones_like(r)
+    for n in range(14, 0, -1):
+        total = 1.0 + r / n * total
+    return np.ldexp(total, k.astype(np.int64))

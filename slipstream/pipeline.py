@@ -27,7 +27,7 @@ from .crop import (
 )
 from .draws import Draws, fresh_sample_ids, stream_key
 from .plan import CropProgram, Plan, draw_plan
-from .stage import MultiCropPipeline, PointwiseStage, RandomHorizontalFlip, Stage, check_stages
+from .stage import MultiCropPipeline, PointwiseStage, RandomHorizontalFlip, Stage, check_stage
 
 CROP_STAGES = (RandomResizedCrop, CenterCrop, MultiRandomResizedCrop, MultiCropRandomResizedCrop)
 
@@ -56,16 +56,19 @@ class Pipeline:
         chains: dict[str, list[tuple[Stage, int]]] = {name: [] for name in self._crops}
         for index, stage in enumerate(stages[1:], 1):
             if isinstance(stage, MultiCropPipeline):
+                if not self._named:
+                    raise ValueError(
+                        f"pipelines[{field!r}][{index}] names the crops {list(stage.pipelines)}, but those of "
+                        f"{type(self.stage).__name__} have no names: give the stages themselves, for all its crops"
+                    )
                 unknown = [name for name in stage.pipelines if name not in chains]
-                if unknown or self._in_list or own:
-                    wrong = repr(unknown[0]) if unknown else "crops by name"
-                    allowed = "none: this crop stage's crops have no names" if self._in_list or own else list(chains)
-                    raise ValueError(f"pipelines[{field!r}][{index}] names {wrong}; allowed are {allowed}")
+                if unknown:
+                    raise ValueError(f"pipelines[{field!r}][{index}] names {unknown[0]!r}; allowed are {list(chains)}")
                 stage_seed = seed if stage.seed is None else stage.seed
                 for name, chain in stage.pipelines.items():
                     chains[name] += [(each, stage_seed) for each in chain]
             else:
-                (single,) = check_stages(f"pipelines[{field!r}][{index}]", [stage])
+                single = check_stage(f"pipelines[{field!r}][{index}]", stage)
                 for chain in chains.values():
                     chain.append((single, seed))
 
@@ -208,7 +211,8 @@ def apply_crops(stage: CropStage, images: Any, sample_ids: Any, epoch: int) -> A
 
 
 def apply_stage(stage: Stage, images: torch.Tensor, sample_ids: Any, epoch: int) -> torch.Tensor:
-    """A stage by itself on a batch [B, C, h, w]: what its `__call__` does."""
+    """A stage that is drawn, by itself on a batch [B, C, h, w]: what its `__call__` does."""
+    _check_batch("images", images)
     return _apply_chain([stage], images, _sample_ids(sample_ids, len(images)), epoch, seed=0, name="")
 
 
@@ -216,12 +220,19 @@ def apply_named_stages(
     stage: MultiCropPipeline, crops: Mapping[str, torch.Tensor], sample_ids: Any, epoch: int
 ) -> dict[str, torch.Tensor]:
     """A MultiCropPipeline by itself on named crops: what its `__call__` does."""
+    if not isinstance(crops, Mapping):
+        raise TypeError(f"crops must be a dict of name -> [B, C, h, w], got {type(crops).__name__}")
     unknown = [name for name in stage.pipelines if name not in crops]
     if unknown:
         raise ValueError(f"pipelines names the crop {unknown[0]!r}, the crops given are {list(crops)}")
+    for name in stage.pipelines:
+        _check_batch(f"crops[{name!r}]", crops[name])
     result = dict(crops)
+    counts = {name: len(crops[name]) for name in stage.pipelines}
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"crops must be of the same images, got batches of {counts}")
     if stage.pipelines:
-        ids = _sample_ids(sample_ids, len(crops[next(iter(stage.pipelines))]))
+        ids = _sample_ids(sample_ids, max(counts.values()))
         for name, chain in stage.pipelines.items():
             result[name] = _apply_chain(chain, crops[name], ids, epoch, seed=stage.seed or 0, name=name)
     return result
@@ -230,9 +241,6 @@ def apply_named_stages(
 def _apply_chain(
     chain: Sequence[Stage], images: torch.Tensor, ids: np.ndarray, epoch: int, *, seed: int, name: str
 ) -> torch.Tensor:
-    if not isinstance(images, torch.Tensor) or images.ndim != 4:
-        got = list(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__
-        raise TypeError(f"images must be a tensor [B, C, h, w], got {got}")
     occurrence = 0
     for stage in chain:
         if isinstance(stage, RandomHorizontalFlip):
@@ -243,6 +251,13 @@ def _apply_chain(
         else:
             images = stage.apply(images)
     return images
+
+
+def _check_batch(field: str, images: Any) -> None:
+    if not isinstance(images, torch.Tensor):
+        raise TypeError(f"{field} must be a tensor [B, C, h, w], got {type(images).__name__}")
+    if images.ndim != 4:
+        raise ValueError(f"{field} must be [B, C, h, w], got shape {list(images.shape)}")
 
 
 def _crops_of(stage: CropStage) -> tuple[dict[str, Crop], bool]:

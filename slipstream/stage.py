@@ -78,8 +78,8 @@ class Normalize:
 
     def __post_init__(self) -> None:
         _settle(self, mean=checks.three("mean", self.mean), std=checks.three("std", self.std))
-        if 0.0 in self.std:
-            raise ValueError(f"std must not be zero, got {self.std}")
+        if 0.0 in np.array(self.std, np.float32):
+            raise ValueError(f"std must not be zero in float32, got {self.std}")
         checks.one_of("dtype", self.dtype, (None, *FLOAT_DTYPES))
 
     def output_dtype(self, dtype: torch.dtype) -> torch.dtype:
@@ -90,6 +90,10 @@ class Normalize:
 
     def apply(self, images: torch.Tensor) -> torch.Tensor:
         """images [..., 3, h, w] of uint8 or float -> the same shape, normalised."""
+        if not isinstance(images, torch.Tensor):
+            raise TypeError(f"images must be a tensor [..., 3, h, w], got {type(images).__name__}")
+        if images.ndim < 3 or images.shape[-3] != 3:
+            raise ValueError(f"images must be [..., 3, h, w], got shape {list(images.shape)}")
         output_dtype = self.output_dtype(images.dtype)
         if images.dtype == torch.uint8:
             images = _to_float32(images)
@@ -101,9 +105,7 @@ class Normalize:
 
     def __call__(self, images: torch.Tensor, *, sample_ids: Any = None, epoch: int = 0) -> torch.Tensor:
         """The normalised images; sample_ids and epoch change nothing."""
-        from .pipeline import apply_stage
-
-        return apply_stage(self, images, sample_ids, epoch)
+        return self.apply(images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,7 @@ class ToDtype:
     """Another dtype: torchvision v2's ToDtype for uint8 -> float and float -> float.
 
     dtype: uint8 (images that are already), float16, bfloat16 or float32. scale: uint8 to [0, 1]. bfloat16 and float16
-    come from float32, rounded once to nearest even. Called on [..., 3, h, w] it gives the same shape.
+    come from float32, rounded once to nearest even. Called on images of any shape it gives the same shape.
     """
 
     dtype: torch.dtype
@@ -123,12 +125,16 @@ class ToDtype:
 
     def output_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """The stage's dtype."""
+        if dtype != torch.uint8 and not dtype.is_floating_point:
+            raise TypeError(f"ToDtype takes uint8 or float images, got {dtype}")
         if dtype.is_floating_point and self.dtype == torch.uint8:
             raise TypeError(f"ToDtype(uint8) takes uint8 images, got {dtype}")
         return self.dtype
 
     def apply(self, images: torch.Tensor) -> torch.Tensor:
-        """images [..., 3, h, w] -> the same shape in the stage's dtype."""
+        """images of any shape -> the same shape in the stage's dtype."""
+        if not isinstance(images, torch.Tensor):
+            raise TypeError(f"images must be a tensor, got {type(images).__name__}")
         self.output_dtype(images.dtype)
         if images.dtype == torch.uint8 and self.dtype != torch.uint8 and self.scale:
             images = _to_float32(images)
@@ -136,9 +142,7 @@ class ToDtype:
 
     def __call__(self, images: torch.Tensor, *, sample_ids: Any = None, epoch: int = 0) -> torch.Tensor:
         """The converted images; sample_ids and epoch change nothing."""
-        from .pipeline import apply_stage
-
-        return apply_stage(self, images, sample_ids, epoch)
+        return self.apply(images)
 
 
 Stage = RandomHorizontalFlip | PointwiseStage
@@ -176,10 +180,14 @@ def check_stages(field: str, stages: Any) -> tuple[Stage, ...]:
     """A crop's stages as a tuple; TypeError that names the field and the place of what is no stage."""
     if not isinstance(stages, Sequence) or isinstance(stages, str):
         raise TypeError(f"{field} must be a list of stages, got {stages!r}")
-    for index, stage in enumerate(stages):
-        if isinstance(stage, type) or not isinstance(stage, (RandomHorizontalFlip, PointwiseStage)):
-            raise TypeError(f"{field}[{index}] must be a stage (RandomHorizontalFlip, Normalize, ToDtype), got {stage!r}")
-    return tuple(stages)
+    return tuple(check_stage(f"{field}[{index}]", stage) for index, stage in enumerate(stages))
+
+
+def check_stage(field: str, stage: Any) -> Stage:
+    """One stage; TypeError that names its place for what is none."""
+    if isinstance(stage, type) or not isinstance(stage, (RandomHorizontalFlip, PointwiseStage)):
+        raise TypeError(f"{field} must be a stage (RandomHorizontalFlip, Normalize, ToDtype), got {stage!r}")
+    return stage
 
 
 def _to_float32(images: torch.Tensor) -> torch.Tensor:
