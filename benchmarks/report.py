@@ -71,10 +71,11 @@ def gpu_crop_tables(result: Result) -> list[str]:
         for row in sorted(result.get("options", ()), key=lambda row: row.get("launches_milliseconds", 1e9))
     ]
     peers = [[name, times.get("error") or milliseconds(times)] for name, times in result.get("peers", {}).items()]
+    fraction = f"{launch['fraction_of_copy']:.1%}"
     return [
         f"{result['settings']['images']} ragged images, DINO's ten crops, bicubic, bfloat16: "
-        f"{result['moved_bytes'] / 1e6:.0f} MB must move; {launch['bytes_per_second'] / 1e9:.0f} GB/s are "
-        f"{launch['fraction_of_copy']:.1%} of a copy's {copy['bytes_per_second'] / 1e9:.0f} GB/s. {circumstances(result)}",
+        f"{result['moved_bytes'] / 1e6:.0f} MB must move; {launch['bytes_per_second'] / 1e9:.0f} GB/s are {fraction} "
+        f"of a copy's {copy['bytes_per_second'] / 1e9:.0f} GB/s. {circumstances(result)}",
         table(["on the device", "ms (min - max)"], rows),
         table(["BLOCK_H x W x R x K", "warps", "ms", "of the copy"], options),
         table(["by the host's clock", "ms (min - max)"], peers),

@@ -10,6 +10,12 @@ from typing import Any
 BACKENDS = (None, "triton", "cpu")
 
 
+def settle(spec: Any, **values: Any) -> None:
+    """Put the settled forms into a frozen spec, in its __post_init__."""
+    for name, value in values.items():
+        object.__setattr__(spec, name, value)
+
+
 def whole(field: str, value: Any, minimum: int | None = None) -> int:
     """An int (bool is none), at least `minimum`."""
     number = None if isinstance(value, bool) else _index(value)

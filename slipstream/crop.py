@@ -33,8 +33,8 @@ class RandomResizedCrop:
 
     size: int | tuple[int, int]
     _: KW_ONLY
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    scale: Sequence[float] = (0.08, 1.0)
+    ratio: Sequence[float] = (3 / 4, 4 / 3)
     interpolation: str = "bilinear"
     seed: int | None = None
     return_boxes: bool = False
@@ -42,7 +42,7 @@ class RandomResizedCrop:
     backend: str | None = None
 
     def __post_init__(self) -> None:
-        _settle(
+        checks.settle(
             self,
             size=checks.size("size", self.size),
             scale=checks.interval("scale", self.scale, 0.0, 1.0),
@@ -85,7 +85,7 @@ class CenterCrop:
             if sides[0] < size[0] or sides[1] < size[1]:
                 raise ValueError(f"resize must be at least the crop's size {size}, got {resize!r}")
             resize = sides if isinstance(resize, Sequence) else sides[0]
-        _settle(self, size=size, resize=resize)
+        checks.settle(self, size=size, resize=resize)
         _check_output(self)
 
     def __call__(
@@ -122,7 +122,7 @@ class MultiRandomResizedCrop:
             raise TypeError(f"crops must be a dict of name -> parameters, got {self.crops!r}")
         if not self.crops:
             raise ValueError("crops must name at least one crop, got {}")
-        _settle(
+        checks.settle(
             self,
             crops={_crop_name(name): _named_crop(name, given) for name, given in self.crops.items()},
             seed=checks.seed("seed", self.seed),
@@ -152,8 +152,8 @@ class MultiCropRandomResizedCrop:
     num_crops: int = 2
     size: int | tuple[int, int] = 224
     _: KW_ONLY
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    scale: Sequence[float] = (0.08, 1.0)
+    ratio: Sequence[float] = (3 / 4, 4 / 3)
     interpolation: str = "bilinear"
     seed: int | None = None
     return_boxes: bool = False
@@ -162,7 +162,7 @@ class MultiCropRandomResizedCrop:
 
     def __post_init__(self) -> None:
         crop = self.crop
-        _settle(
+        checks.settle(
             self,
             num_crops=checks.whole("num_crops", self.num_crops, 1),
             size=crop.size,
@@ -196,8 +196,8 @@ class MultiCropRandomResizedCrop:
 CropStage = RandomResizedCrop | CenterCrop | MultiRandomResizedCrop | MultiCropRandomResizedCrop
 
 
-class ImageTooSmallError(ValueError):
-    """An image smaller than the crop that is to be cut from it; `index` is its place in the batch."""
+class ImageSizeError(ValueError):
+    """An image too small or too thin for the crop that is to be cut from it; `index` is its place in the batch."""
 
     def __init__(self, message: str, index: int) -> None:
         super().__init__(message)
@@ -243,7 +243,7 @@ def sample_boxes(spec: RandomResizedCrop, sizes: np.ndarray, draws: Draws) -> np
 def centre_geometry(spec: CenterCrop, sizes: np.ndarray) -> Geometry:
     """Full sizes and window origins of a centre crop of images of these sizes (int32 [B, 2]).
 
-    Source: torchvision's _compute_resized_image_output_size and center_crop. Raises ValueError for too small an image.
+    Source: torchvision's _compute_resized_image_output_size and center_crop. Raises ImageSizeError.
     """
     sides = sizes.astype(np.int64)
     if spec.resize is None:
@@ -254,14 +254,14 @@ def centre_geometry(spec: CenterCrop, sizes: np.ndarray) -> Geometry:
         # int(resize * long / short) in torchvision: exact in whole numbers up to 2**53
         short = sides.min(1, keepdims=True)
         full = np.where(sides == short, spec.resize, (spec.resize * sides / short).astype(np.int64))
-    small = (full < spec.size).any(1)
-    if small.any():
-        index = int(small.argmax())
-        raise ImageTooSmallError(
-            f"CenterCrop({spec.size}) needs images of at least that size, got (h, w) = {tuple(sizes[index].tolist())} "
-            f"at index {index} of the batch; give resize=",
-            index,
-        )
+    for wrong, needs in (
+        ((full < spec.size).any(1), "needs images of at least that size (or give resize=)"),
+        ((full >= 2**31).any(1), f"with resize={spec.resize} needs images less thin"),
+    ):
+        if wrong.any():
+            index = int(wrong.argmax())
+            size = tuple(sizes[index].tolist())
+            raise ImageSizeError(f"CenterCrop({spec.size}) {needs}, got (h, w) = {size} at batch index {index}", index)
     origin = np.rint((full - np.array(spec.size)) / 2.0)
     box = np.concatenate([np.zeros_like(sizes), sizes], axis=1)
     return Geometry(box=box.astype(np.int32), full=full.astype(np.int32), origin=origin.astype(np.int32))
@@ -283,11 +283,6 @@ def seen_boxes(geometry: Geometry, size: tuple[int, int]) -> np.ndarray:
     begin = np.minimum(np.rint(geometry.origin * scale), geometry.box[:, 2:] - 1)
     end = np.maximum(np.rint((geometry.origin + np.array(size)) * scale), begin + 1)
     return np.concatenate([geometry.box[:, :2] + begin, end - begin], axis=1).astype(np.int32)
-
-
-def _settle(spec: Any, **values: Any) -> None:
-    for name, value in values.items():
-        object.__setattr__(spec, name, value)
 
 
 def _check_output(spec: Crop) -> None:

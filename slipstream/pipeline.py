@@ -7,7 +7,6 @@ as one table of 3 x 256 output values, made by running the stages themselves on 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
@@ -25,6 +24,7 @@ from .crop import (
     MultiRandomResizedCrop,
     RandomResizedCrop,
 )
+from .device import resolve_backend, to_device
 from .draws import Draws, fresh_sample_ids, stream_key
 from .plan import CropProgram, Plan, draw_plan
 from .stage import MultiCropPipeline, PointwiseStage, RandomHorizontalFlip, Stage, check_stage
@@ -169,26 +169,6 @@ class Pipeline:
         if self._named:
             return name
         return f"{self.field}_{name}" if self._in_list else self.field
-
-
-def resolve_backend(backend: str | None, device: torch.device) -> str:
-    """The backend for tensors on this device; RuntimeError for one that cannot run there."""
-    if backend is None:
-        return "triton" if device.type == "cuda" else "cpu"
-    if backend == "triton" and device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        raise RuntimeError(
-            'backend="triton" on CPU tensors needs Triton\'s interpreter: set TRITON_INTERPRET=1 before triton is '
-            'imported, or use backend="cpu" (or None)'
-        )
-    if backend == "cpu" and device.type == "cuda":
-        raise RuntimeError('backend="cpu" takes images on the CPU, got images on a CUDA device')
-    return backend
-
-
-def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """A host array as a tensor on the device, without waiting for the copy."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def apply_crops(stage: CropStage, images: Any, sample_ids: Any, epoch: int) -> Any:

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from . import checks
-from .crop import _settle
 from .draws import Draws
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -49,7 +48,7 @@ class RandomHorizontalFlip:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _settle(self, p=checks.probability("p", self.p), seed=checks.seed("seed", self.seed))
+        checks.settle(self, p=checks.probability("p", self.p), seed=checks.seed("seed", self.seed))
 
     def sample_params(self, draws: Draws) -> np.ndarray:
         """Which samples are flipped: bool [B]; word 0 of block 0 decides."""
@@ -77,7 +76,7 @@ class Normalize:
     dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
-        _settle(self, mean=checks.three("mean", self.mean), std=checks.three("std", self.std))
+        checks.settle(self, mean=checks.three("mean", self.mean), std=checks.three("std", self.std))
         if 0.0 in np.array(self.std, np.float32):
             raise ValueError(f"std must not be zero in float32, got {self.std}")
         checks.one_of("dtype", self.dtype, (None, *FLOAT_DTYPES))
@@ -165,7 +164,7 @@ class MultiCropPipeline:
         if not isinstance(self.pipelines, Mapping):
             raise TypeError(f"pipelines must be a dict of crop name -> stages, got {self.pipelines!r}")
         settled = {name: check_stages(f"pipelines[{name!r}]", stages) for name, stages in self.pipelines.items()}
-        _settle(self, pipelines=settled, seed=checks.seed("seed", self.seed))
+        checks.settle(self, pipelines=settled, seed=checks.seed("seed", self.seed))
 
     def __call__(
         self, crops: Mapping[str, torch.Tensor], *, sample_ids: Any = None, epoch: int = 0

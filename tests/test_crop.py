@@ -23,7 +23,7 @@ from slipstream import (
     MultiRandomResizedCrop,
     RandomResizedCrop,
 )
-from slipstream.crop import Geometry, ImageTooSmallError, _exp, centre_geometry, sample_boxes, seen_boxes
+from slipstream.crop import Geometry, ImageSizeError, _exp, centre_geometry, sample_boxes, seen_boxes
 from slipstream.draws import Draws, stream_key
 from slipstream.pipeline import Pipeline
 
@@ -339,12 +339,14 @@ def test_centre_crop_without_resize_is_a_window(scenes: list[np.ndarray]) -> Non
 
 def test_an_image_smaller_than_its_centre_crop_is_named() -> None:
     images = [torch.zeros(3, 40, 40, dtype=torch.uint8), torch.zeros(3, 31, 40, dtype=torch.uint8)]
-    message = r"CenterCrop\(\(32, 32\)\) .* got \(h, w\) = \(31, 40\) at index 1 of the batch; give resize="
-    with pytest.raises(ImageTooSmallError, match=message) as caught:
+    message = r"CenterCrop\(\(32, 32\)\) needs .*\(or give resize=\), got \(h, w\) = \(31, 40\) at batch index 1"
+    with pytest.raises(ImageSizeError, match=message) as caught:
         CenterCrop(32)(images)
     assert caught.value.index == 1
     assert isinstance(caught.value, ValueError)
     assert CenterCrop(32)(images[:1]).shape == (1, 3, 32, 32)
+    with pytest.raises(ImageSizeError, match="resize=256 needs images less thin"):
+        centre_geometry(CenterCrop(224, resize=256), np.array([[1, 10**7]], np.int32))
 
 
 def test_resize_may_be_any_whole_number() -> None:

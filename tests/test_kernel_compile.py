@@ -1,4 +1,4 @@
-"""Every Triton kernel, compiled for GPUs that need not be there: no spills, and exact arithmetic where it is promised."""
+"""Every Triton kernel, compiled for GPUs that need not be there: no spills, exact arithmetic where it is promised."""
 
 from __future__ import annotations
 

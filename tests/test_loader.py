@@ -11,6 +11,7 @@ import pytest
 import torch
 from crop_oracle import oracle
 from PIL import Image
+
 from slipstream import (
     CenterCrop,
     DecodeError,
@@ -23,7 +24,7 @@ from slipstream import (
     SlipstreamDataset,
     SlipstreamLoader,
 )
-from slipstream.loader import collate
+from slipstream.collate import collate
 
 CPU = torch.device("cpu")
 
@@ -167,12 +168,19 @@ def test_a_crop_does_not_depend_on_the_other_crops(make) -> None:
     assert_same_samples(by_id(make(named(), seed=3)), by_id(make(alone, seed=3)), ["local_0"])
 
 
+def test_a_crop_stages_own_backend_goes_before_the_loaders(make) -> None:
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"):
+        make(RandomResizedCrop(16, backend="triton"), backend="cpu")
+
+
 @pytest.mark.interpret
 def test_the_interpreter_gives_the_cpu_kernels_bytes(make, dataset: SlipstreamDataset) -> None:
     few = SlipstreamDataset(dataset.source, indices=range(3))
     pipeline = [
         named(16),
-        MultiCropPipeline({"global_0": [Normalize()], "local_0": [RandomHorizontalFlip(), Normalize(dtype=torch.bfloat16)]}),
+        MultiCropPipeline(
+            {"global_0": [Normalize()], "local_0": [RandomHorizontalFlip(), Normalize(dtype=torch.bfloat16)]}
+        ),
     ]
     names = ["global_0", "global_1", "local_0"]
     cpu = by_id(make(pipeline, data=few, backend="cpu", seed=1))
@@ -189,7 +197,9 @@ def test_two_loaders_at_once_do_not_disturb_each_other(make) -> None:
 
 def test_a_stage_by_itself_gives_the_loaders_crops(make, dataset: SlipstreamDataset) -> None:
     loader = make([named()], seed=11, shuffle=True)
-    images = {row: torch.from_numpy(np.array(Image.open(io.BytesIO(dataset[row]["image"])))) for row in range(len(dataset))}
+    images = {
+        row: torch.from_numpy(np.array(Image.open(io.BytesIO(dataset[row]["image"])))) for row in range(len(dataset))
+    }
     for epoch in range(2):
         for batch in loader:
             ids = batch["_indices"]
@@ -254,7 +264,11 @@ def test_batches_stay_as_they_are_while_others_are_made(make) -> None:
     batches = list(make())
     copies = [[image.clone() for image in batch["image"]] for batch in batches]
     list(make(batch_size=5))
-    assert all(torch.equal(a, b) for batch, copy in zip(batches, copies, strict=True) for a, b in zip(batch["image"], copy, strict=True))
+    assert all(
+        torch.equal(a, b)
+        for batch, copy in zip(batches, copies, strict=True)
+        for a, b in zip(batch["image"], copy, strict=True)
+    )
 
 
 def two_fields(pictures: list[np.ndarray]) -> SlipstreamDataset:
@@ -349,7 +363,11 @@ def test_slipstream_device_sets_the_default(monkeypatch, dataset: SlipstreamData
         (dict(pipelines=[RandomResizedCrop(8)]), TypeError, "pipelines must be a dict"),
         (dict(pipelines={"image": []}), TypeError, "must begin with a crop stage"),
         (dict(pipelines={"image": [Normalize()]}), TypeError, "must begin with a crop stage"),
-        (dict(pipelines={"image": MultiRandomResizedCrop({"label": dict(size=8)})}), ValueError, "'label', which is also a field"),
+        (
+            dict(pipelines={"image": MultiRandomResizedCrop({"label": dict(size=8)})}),
+            ValueError,
+            "'label', which is also a field",
+        ),
         (dict(pipelines={"image": MultiRandomResizedCrop({"_indices": dict(size=8)})}), ValueError, "'_indices'"),
         (
             dict(pipelines={"image": [MultiRandomResizedCrop({"a": dict(size=8)}), MultiCropPipeline({"b": []})]}),
@@ -408,4 +426,3 @@ def test_arrays_of_unlike_shapes_stay_a_list() -> None:
 def test_verbose_prints_one_line(make, capsys) -> None:
     make(named(), verbose=True)
     assert capsys.readouterr().out == "slipstream: 23 samples, batches of 4 on cpu\n"
-

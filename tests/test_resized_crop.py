@@ -143,7 +143,9 @@ def test_any_strides_are_read_in_place(run: Run, scenes: list[np.ndarray]) -> No
     jobs = random_jobs(np.random.default_rng(3), images, [(24, 35)])
     (output,) = run(batch, jobs, [OutputFormat(size=(24, 35))])
     for index, name in enumerate(views):
-        assert differing(output[index : index + 1], images[index : index + 1], jobs[index : index + 1, 0], (24, 35)) == 0, name
+        assert (
+            differing(output[index : index + 1], images[index : index + 1], jobs[index : index + 1, 0], (24, 35)) == 0
+        ), name
 
 
 def test_a_uniform_batch_is_the_list_of_its_images(scenes: list[np.ndarray]) -> None:

@@ -1,0 +1,42 @@
+"""One field of a batch from its samples' values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from .device import to_device
+
+
+def collate(values: Sequence[Any], device: torch.device) -> Any:
+    """One field of a batch: int64, float32 or bool tensors of numbers, equal-shape arrays stacked, the rest as a list.
+
+    Tensors go to the device without waiting for the copy.
+    """
+    kinds = {type(value) for value in values}
+    if kinds <= {bool, np.bool_}:
+        return to_device(np.array(values, bool), device)
+    if all(issubclass(kind, (int, np.integer)) and kind is not bool for kind in kinds):
+        if all(-(2**63) <= value < 2**63 for value in values):
+            return to_device(np.array(values, np.int64), device)
+        return list(values)
+    if all(issubclass(kind, (int, float, np.number)) and kind is not bool for kind in kinds):
+        if any(issubclass(kind, np.complexfloating) for kind in kinds):
+            return list(values)
+        return to_device(np.array(values, np.float32), device)
+    if all(isinstance(value, (np.ndarray, torch.Tensor)) for value in values):
+        tensors = [value if isinstance(value, torch.Tensor) else _tensor(value) for value in values]
+        if all(t is not None and t.shape == tensors[0].shape and t.dtype == tensors[0].dtype for t in tensors):
+            stacked = torch.stack(tensors)
+            return stacked.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else stacked
+    return list(values)
+
+
+def _tensor(array: np.ndarray) -> Any:
+    try:
+        return torch.from_numpy(np.array(array))  # a copy: the array may be a read-only view of a map
+    except TypeError:  # a dtype that torch does not have
+        return None

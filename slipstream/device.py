@@ -1,0 +1,62 @@
+"""Where tensors live and what runs there."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import torch
+
+
+def choose_device(given: torch.device | str | None) -> torch.device:
+    """The device that a loader's argument means; ValueError for one that is unknown or not there.
+
+    None is $SLIPSTREAM_DEVICE, else the current CUDA device (LOCAL_RANK's under torchrun), else the CPU.
+    """
+    name = "device"
+    if given is None and os.environ.get("SLIPSTREAM_DEVICE"):
+        given, name = os.environ["SLIPSTREAM_DEVICE"], "SLIPSTREAM_DEVICE"
+    if given is None:
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())))
+    try:
+        device = torch.device(given)
+    except (RuntimeError, TypeError):
+        raise ValueError(f'{name} must be "cpu", "cuda" or "cuda:N", got {given!r}') from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f'{name} must be "cpu", "cuda" or "cuda:N", got {given!r}')
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError(f"{name} is {given!r}, but this machine has no CUDA device that torch can use")
+    if device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    if device.index >= torch.cuda.device_count():
+        raise ValueError(f"{name} must be below cuda:{torch.cuda.device_count()}, got {given!r}")
+    return device
+
+
+def own_cores() -> int:
+    """This process's share of the cores: under torchrun the processes of one machine share them."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def resolve_backend(backend: str | None, device: torch.device) -> str:
+    """The backend for tensors on this device; RuntimeError for one that cannot run there."""
+    if backend is None:
+        return "triton" if device.type == "cuda" else "cpu"
+    if backend == "triton" and device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise RuntimeError(
+            'backend="triton" on CPU tensors needs Triton\'s interpreter: set TRITON_INTERPRET=1 before triton is '
+            'imported, or use backend="cpu" (or None)'
+        )
+    if backend == "cpu" and device.type == "cuda":
+        raise RuntimeError('backend="cpu" takes images on the CPU, got images on a CUDA device')
+    return backend
+
+
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A host array as a tensor on the device, without waiting for the copy."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

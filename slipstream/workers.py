@@ -1,0 +1,245 @@
+"""The threads that make batches ahead of the consumer, and what they share.
+
+One reads and decodes, one draws the plan and, on the CPU, cuts the crops. They know nothing of the loader, so that a
+dropped loader ends them.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from slipstream_kernels.ragged import RaggedBatch
+
+from .collate import collate
+from .crop import ImageSizeError
+from .dataset import SlipstreamDataset
+from .decode import DecodeError, Decoder
+from .pipeline import Pipeline
+from .plan import Plan
+from .sampler import Sampler
+
+
+@dataclass(kw_only=True, slots=True, weakref_slot=True)
+class Resources:
+    """What a loader's threads share; it does not know the loader, so that a dropped loader ends."""
+
+    dataset: SlipstreamDataset
+    device: torch.device
+    pipelines: dict[str, Pipeline]
+    backends: dict[str, str]
+    image_fields: list[str]
+    other_fields: list[str]
+    decoder: Decoder
+    pool: ThreadPoolExecutor
+    num_threads: int
+    prefetch: int
+    verbose: bool
+    work: Work | None = None
+    closed: bool = False
+    pid: int = 0
+
+    def __post_init__(self) -> None:
+        self.pid = os.getpid()
+
+    def check_usable(self) -> None:
+        if os.getpid() != self.pid:
+            raise RuntimeError("this loader belongs to the parent process: make a new one after fork")
+        if self.closed:
+            raise RuntimeError("this loader is shut down: make a new one")
+
+    def close(self) -> None:
+        if self.closed or os.getpid() != self.pid:
+            return
+        self.closed = True
+        if self.work is not None:
+            self.work.stop()
+        self.pool.shutdown()
+        self.decoder.close()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decoded:
+    sample_ids: np.ndarray
+    images: dict[str, RaggedBatch]
+    values: dict[str, list[Any]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drawn:
+    """A batch whose host work is done: images, plan and prepared launch of each image field (no plan: images as is)."""
+
+    sample_ids: np.ndarray
+    images: dict[str, tuple[RaggedBatch, Plan | None, Any]]
+    values: dict[str, list[Any]]
+
+
+class Work:
+    """One epoch's two threads and the channels between them."""
+
+    def __init__(self, resources: Resources, sampler: Sampler, epoch: int, batch_size: int, num_batches: int) -> None:
+        if resources.work is not None:
+            resources.work.stop()
+        resources.work = self
+        self.stopped = False
+        self._decoded = Channel(1)
+        self.batches = Channel(resources.prefetch)
+        self._threads = [
+            threading.Thread(
+                target=decode_batches,
+                args=(resources, self._decoded, sampler, epoch, batch_size, num_batches),
+                name="slipstream-decode",
+                daemon=True,
+            ),
+            threading.Thread(
+                target=crop_batches,
+                args=(resources, self._decoded, self.batches, epoch, num_batches),
+                name="slipstream-plan",
+                daemon=True,
+            ),
+        ]
+        self._pid = os.getpid()
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End the threads, after the step that each is in; what was made ahead is dropped."""
+        if os.getpid() != self._pid:
+            return
+        self.stopped = True
+        self._decoded.close()
+        self.batches.close()
+        for thread in self._threads:
+            thread.join()
+
+
+CLOSED = object()
+
+
+class Channel:
+    """A bounded queue that can be closed: then what waits in put and get returns at once, and what it held is gone."""
+
+    def __init__(self, capacity: int) -> None:
+        self._items: deque[Any] = deque()
+        self._capacity = capacity
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def put(self, item: Any) -> bool:
+        """Add an item once there is room; False if the channel is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or len(self._items) < self._capacity)
+            if self._closed:
+                return False
+            self._items.append(item)
+            self._changed.notify_all()
+            return True
+
+    def get(self) -> Any:
+        """Take the oldest item once there is one; CLOSED if the channel is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._items)
+            if self._closed:
+                return CLOSED
+            item = self._items.popleft()
+            self._changed.notify_all()
+            return item
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._items.clear()
+            self._changed.notify_all()
+
+
+def decode_batches(
+    resources: Resources, out: Channel, sampler: Sampler, epoch: int, batch_size: int, num_batches: int
+) -> None:
+    # The first thread: ids, bytes, pixels. An error takes its batch's place.
+    source, subset = resources.dataset.source, resources.dataset.sample_ids
+    prefetch = getattr(source, "prefetch", None)
+    for step in range(num_batches):
+        try:
+            begin = step * batch_size
+            ahead = np.arange(begin, min(begin + (1 + resources.prefetch) * batch_size, len(sampler)))
+            if prefetch is None:
+                ahead = ahead[:batch_size]
+            ids = sampler.sample_ids(epoch, ahead)
+            if subset is not None:
+                ids = subset[ids]
+            if prefetch is not None:
+                prefetch(ids, progress=resources.verbose)
+            ids = ids[:batch_size]
+            made: Any = Decoded(
+                sample_ids=ids,
+                images={
+                    field: resources.decoder.decode(source.read(ids, field), ids, source.describe)
+                    for field in resources.image_fields
+                },
+                values={field: source.values(ids, field) for field in resources.other_fields},
+            )
+        except Exception as error:
+            made = error
+        if not out.put(made):
+            return
+        del made
+
+
+def crop_batches(resources: Resources, source: Channel, out: Channel, epoch: int, num_batches: int) -> None:
+    # The second thread: the plan, and on the CPU the crops too.
+    for _ in range(num_batches):
+        made = source.get()
+        if made is CLOSED:
+            return
+        if isinstance(made, Decoded):
+            try:
+                made = _draw(resources, made, epoch)
+                if resources.device.type == "cpu":
+                    made = finish(resources, made)
+            except Exception as error:
+                made = error
+        if not out.put(made):
+            return
+        del made
+
+
+def _draw(resources: Resources, decoded: Decoded, epoch: int) -> Drawn:
+    images: dict[str, tuple[RaggedBatch, Plan | None, Any]] = {}
+    for field, batch in decoded.images.items():
+        pipeline = resources.pipelines.get(field)
+        if pipeline is None:
+            images[field] = (batch, None, None)
+            continue
+        try:
+            plan = pipeline.draw(batch.sizes, decoded.sample_ids, epoch)
+        except ImageSizeError as error:
+            sample_id = int(decoded.sample_ids[error.index])
+            path = resources.dataset.source.describe(sample_id)
+            raise DecodeError([(sample_id, path, str(error))]) from error
+        images[field] = (batch, plan, pipeline.prepare(batch, plan, resources.backends[field]))
+    return Drawn(sample_ids=decoded.sample_ids, images=images, values=decoded.values)
+
+
+def finish(resources: Resources, drawn: Drawn) -> dict[str, Any]:
+    batch: dict[str, Any] = {}
+    for field, (images, plan, prepared) in drawn.images.items():
+        if plan is None:
+            if images.ready is not None:
+                torch.cuda.current_stream(images.device).wait_event(images.ready)
+            views = [images.image(index) for index in range(len(images))]
+            # DALI frees its GPU buffers in the order of its own streams: what a user may keep must be a copy
+            batch[field] = views if images.device.type == "cpu" else [view.clone() for view in views]
+            continue
+        pipeline = resources.pipelines[field]
+        crops = pipeline.run(images, prepared, resources.backends[field], resources.pool, resources.num_threads)
+        batch.update(pipeline.outputs(crops, plan))
+    for field, values in drawn.values.items():
+        batch[field] = collate(values, resources.device)
+    batch["_indices"] = torch.from_numpy(np.array(drawn.sample_ids, np.int64))
+    return batch
