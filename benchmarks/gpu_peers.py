@@ -145,8 +145,10 @@ def check_peer(name: str, outputs: list[torch.Tensor], batch: Batch) -> None:
             difference = (output.float() - expected.float()).abs().max().item()
             assert difference < 2.5 / 255 / min(IMAGENET_STD) + 2**-7, (name, difference)
         else:
-            difference = abs(output.float().mean().item() - expected.float().mean().item())
-            assert difference < 0.25, (name, difference)
+            # other boxes of the same images: between the means is chance, by five standard errors at the most
+            difference = output.float().mean((1, 2, 3)) - expected.float().mean((1, 2, 3))
+            allowed = 0.05 + 5 * difference.std().item() / len(difference) ** 0.5
+            assert abs(difference.mean().item()) < allowed, (name, difference.mean().item(), allowed)
 
 
 def _scale(batch: Batch, size: tuple[int, int]) -> tuple[float, float]:

@@ -65,6 +65,7 @@ def gpu_crop_tables(result: Result) -> list[str]:
         [
             " x ".join(str(row["options"][f"BLOCK_{axis}"]) for axis in "HWRK"),
             str(row["options"]["num_warps"]),
+            str(row["options"].get("maxnreg", "")),
             row.get("error") or f"{row['launches_milliseconds']:.3f}",
             "" if "error" in row else f"{row['fraction_of_copy']:.1%}",
         ]
@@ -77,7 +78,7 @@ def gpu_crop_tables(result: Result) -> list[str]:
         f"{result['moved_bytes'] / 1e6:.0f} MB must move; {launch['bytes_per_second'] / 1e9:.0f} GB/s are {fraction} "
         f"of a copy's {copy['bytes_per_second'] / 1e9:.0f} GB/s. {circumstances(result)}",
         table(["on the device", "ms (min - max)"], rows),
-        table(["BLOCK_H x W x R x K", "warps", "ms", "of the copy"], options),
+        table(["BLOCK_H x W x R x K", "warps", "maxnreg", "ms", "of the copy"], options),
         table(["by the host's clock", "ms (min - max)"], peers),
     ]
 
