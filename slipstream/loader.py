@@ -8,7 +8,6 @@ and nothing has to wait on the host.
 from __future__ import annotations
 
 import weakref
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -136,7 +135,6 @@ class _Epoch:
         self._loader = loader
         self._work = work
         self._left = len(loader)
-        self._held: deque[tuple[Any, Any]] = deque()
         weakref.finalize(self, work.stop)
 
     def __iter__(self) -> _Epoch:
@@ -162,12 +160,11 @@ class _Epoch:
 
     def _launch(self, drawn: Drawn) -> dict[str, Any]:
         # On a GPU: crops on the current stream, and DALI's buffers held until that stream has read them.
-        batch = finish(self._loader._resources, drawn)
+        resources = self._loader._resources
+        batch = finish(resources, drawn)
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(self._loader.device))
-        self._held.append((event, [images for images, _, _ in drawn.images.values()]))
-        while self._held and self._held[0][0].query():
-            self._held.popleft()
+        resources.hold(event, [images for images, _, _ in drawn.images.values()])
         return batch
 
 

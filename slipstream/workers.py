@@ -6,6 +6,7 @@ dropped loader ends them.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 from collections import deque
@@ -42,6 +43,7 @@ class Resources:
     prefetch: int
     verbose: bool
     work: Work | None = None
+    held: deque[tuple[Any, Any]] = dataclasses.field(default_factory=deque)
     closed: bool = False
     pid: int = 0
 
@@ -54,12 +56,21 @@ class Resources:
         if self.closed:
             raise RuntimeError("this loader is shut down: make a new one")
 
+    def hold(self, event: Any, owners: Any) -> None:
+        """Keep what a stream still reads until its event has passed; not the iterator's, which may be gone before."""
+        self.held.append((event, owners))
+        while self.held and self.held[0][0].query():
+            self.held.popleft()
+
     def close(self) -> None:
         if self.closed or os.getpid() != self.pid:
             return
         self.closed = True
         if self.work is not None:
             self.work.stop()
+        for event, _ in self.held:
+            event.synchronize()
+        self.held.clear()
         self.pool.shutdown()
         self.decoder.close()
 

@@ -59,7 +59,9 @@ def test_every_kernel_is_here() -> None:
 
 @pytest.mark.parametrize("capability", [80, 90, 120])
 @pytest.mark.parametrize("name", list(KERNELS))
-def test_it_compiles_without_spills_and_exactly(name: str, capability: int, tmp_path: Path) -> None:
+def test_it_compiles_without_spills_and_exactly(
+    name: str, capability: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     compiled = compile_for(name, capability)
     binary = tmp_path / "kernel.cubin"
     binary.write_bytes(compiled.asm["cubin"])
@@ -68,7 +70,8 @@ def test_it_compiles_without_spills_and_exactly(name: str, capability: int, tmp_
     found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage)
     assert found, usage
     registers, stack, local = map(int, found.groups())
-    print(f"{name} sm_{capability}: {registers} registers, {stack + local} bytes spilled")
+    with capsys.disabled():
+        print(f"\n{name} sm_{capability}: {registers} registers, {stack + local} bytes spilled", end="")
     assert stack == local == 0
     ptx = compiled.asm["ptx"]
     assert not re.search(r"\bfma\.|\bmad\.\S*f(32|64)", ptx), "a fused multiply-add changes the last bit"
