@@ -122,6 +122,9 @@ def main() -> None:
     given = parser.parse_args()
     files = [given.results / f"{name}.json" for name in given.names] or sorted(given.results.glob("*.json"))
     for file in files:
+        if not file.exists():
+            print(f"\n### {file.stem}\n\nno result in {given.results.name}")
+            continue
         result = json.loads(file.read_text())
         kind = "crop" if "benchmarks" in result else result["benchmark"]
         print(f"\n### {file.stem}\n\n" + "\n\n".join(TABLES[kind](result)))
