@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from typing import Any
 
 import numba
 import numpy as np
@@ -43,7 +44,7 @@ from .ragged import RaggedBatch
 
 HALF = 1 << (PRECISION_BITS - 1)
 SHARES = 4  # shares of work for each thread: enough to even out what the cost estimate misses
-ROW_PADDING = 64  # bytes after a staged row that may be read and count for nothing
+LANES = 32  # pixels of the vertical pass at a time
 
 
 @intrinsic
@@ -56,43 +57,115 @@ def _pointer(typing_context, address):
     return types.voidptr(types.int64), codegen
 
 
-@intrinsic
-def _weighted_pixel(typing_context, pixels, weights, groups):
-    """Four RGB pixels at a time, times their weights, summed, rounded to bytes: the horizontal pass of one pixel.
+def _rounded_bytes(builder: Any, sums: Any, lanes: int) -> Any:
+    # 22-bit fixed-point sums, their rounding half already added, as bytes.
+    vector = ir.VectorType(ir.IntType(32), lanes)
+    sums = builder.ashr(sums, ir.Constant(vector, [PRECISION_BITS] * lanes))
+    for limit, comparison in ((0, ">"), (255, "<")):
+        bound = ir.Constant(vector, [limit] * lanes)
+        sums = builder.select(builder.icmp_signed(comparison, sums, bound), sums, bound)
+    return builder.trunc(sums, ir.VectorType(ir.IntType(8), lanes))
 
-    pixels: address of 4 * groups interleaved RGB pixels (four more bytes are read). weights: address of int32
-    [groups, 4, 4], each weight three times and a zero. Returns the bytes r | g << 8 | b << 16. LLVM's vectors are
-    written out because its vectoriser leaves this loop scalar: three multiplies a tap where one instruction does 12.
+
+def _shuffle(builder: Any, first: Any, second: Any, order: Sequence[int]) -> Any:
+    return builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(ir.IntType(32), len(order)), list(order)))
+
+
+# The two passes are LLVM vectors written out, because LLVM's vectoriser leaves the first loop scalar (three multiplies
+# a tap where one instruction does twelve) and keeps the second one's sums in memory.
+
+
+def _weighted_pixels(fixed_groups: int | None):
+    """The horizontal pass of four output pixels: sums over 4 * groups taps each, rounded to bytes, planar.
+
+    The intrinsic's arguments, all int64. pixels: address of a row of interleaved RGB bytes. firsts: address of the four
+    outputs' first source pixels, int32. weights: address of int32 [4, groups, 4, 4], each weight three times and a
+    zero. out: address of four red bytes; green and blue go one and two `plane` bytes further. Reads four bytes past the
+    last tap. With the groups fixed there is no loop: for one to three of them it would cost more than the work.
+    """
+
+    @intrinsic
+    def weighted_pixels(typing_context, pixels, firsts, weights, groups, out, plane):
+        def codegen(context, builder, signature, args):
+            pixel_row, first_table, weight_table, count, place, plane_step = args
+            i8, i32, i64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+            bytes16, lanes16 = ir.VectorType(i8, 16), ir.VectorType(i32, 16)
+            spread = [0, 1, 2, 16, 3, 4, 5, 16, 6, 7, 8, 16, 9, 10, 11, 16]  # 16 is a zero
+
+            def at(address, kind, align):
+                return builder.load(builder.inttoptr(address, kind.as_pointer()), align=align)
+
+            def number(value):
+                return ir.Constant(i64, value)
+
+            def add_group(total, source, table, index):
+                pixel = at(builder.add(source, builder.mul(index, number(12))), bytes16, 1)
+                pixel = _shuffle(builder, pixel, ir.Constant(bytes16, [0] * 16), spread)
+                weight = at(builder.add(table, builder.mul(index, number(64))), lanes16, 4)
+                return builder.add(total, builder.mul(builder.zext(pixel, lanes16), weight))
+
+            outputs = []
+            for output in range(4):
+                first = builder.sext(at(builder.add(first_table, number(4 * output)), i32, 4), i64)
+                source = builder.add(pixel_row, builder.mul(first, number(3)))
+                table = builder.add(weight_table, builder.mul(count, number(64 * output)))
+                lanes = ir.Constant(lanes16, [HALF] * 3 + [0] * 13)
+                if fixed_groups is None:
+                    total = cgutils.alloca_once_value(builder, lanes)
+                    with cgutils.for_range(builder, count) as loop:
+                        builder.store(add_group(builder.load(total), source, table, loop.index), total)
+                    lanes = builder.load(total)
+                else:
+                    for index in range(fixed_groups):
+                        lanes = add_group(lanes, source, table, number(index))
+                for half in (8, 4):
+                    low = _shuffle(builder, lanes, lanes, range(half))
+                    lanes = builder.add(low, _shuffle(builder, lanes, lanes, range(half, 2 * half)))
+                outputs.append(lanes)
+            pairs = [_shuffle(builder, outputs[i], outputs[i + 1], range(8)) for i in (0, 2)]
+            rgb = _rounded_bytes(builder, _shuffle(builder, *pairs, range(16)), 16)
+            planar = _shuffle(builder, rgb, rgb, [4 * output + channel for channel in range(4) for output in range(4)])
+            planar = builder.bitcast(planar, ir.VectorType(i32, 4))
+            for channel in range(3):
+                four = builder.extract_element(planar, ir.Constant(i32, channel))
+                builder.store(four, builder.inttoptr(place, i32.as_pointer()), align=1)
+                place = builder.add(place, plane_step)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 6), codegen
+
+    return weighted_pixels
+
+
+_one_group, _two_groups, _three_groups, _any_groups = map(_weighted_pixels, (1, 2, 3, None))
+
+
+@intrinsic
+def _weighted_rows(typing_context, rows, step, weights, count, out):
+    """The vertical pass of LANES neighbouring pixels of one channel: a sum over `count` rows, rounded to bytes.
+
+    rows: address of the first row's pixels, the others `step` bytes apart. weights: address of int32 [count]. out:
+    address of LANES bytes.
     """
 
     def codegen(context, builder, signature, args):
-        pixel_address, weight_address, count = args
+        row_address, row_step, weight_address, taps, place = args
         i8, i32, i64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
-        bytes16, lanes16 = ir.VectorType(i8, 16), ir.VectorType(i32, 16)
-        spread = [0, 1, 2, 16, 3, 4, 5, 16, 6, 7, 8, 16, 9, 10, 11, 16]  # 16 is a zero
-        half = ir.Constant(lanes16, [HALF] * 3 + [0] * 13)
-        total = cgutils.alloca_once_value(builder, half)
-        with cgutils.for_range(builder, count) as loop:
-            place = builder.add(pixel_address, builder.mul(loop.index, ir.Constant(i64, 12)))
-            pixel = builder.load(builder.inttoptr(place, bytes16.as_pointer()), align=1)
-            mask = ir.Constant(ir.VectorType(i32, 16), spread)
-            pixel = builder.zext(builder.shuffle_vector(pixel, ir.Constant(bytes16, [0] * 16), mask), lanes16)
-            place = builder.add(weight_address, builder.mul(loop.index, ir.Constant(i64, 64)))
-            weight = builder.load(builder.inttoptr(place, lanes16.as_pointer()), align=4)
-            builder.store(builder.add(builder.load(total), builder.mul(pixel, weight)), total)
-        lanes = builder.load(total)
-        for count in (8, 4):
-            low = ir.Constant(ir.VectorType(i32, count), list(range(count)))
-            high = ir.Constant(ir.VectorType(i32, count), list(range(count, 2 * count)))
-            lanes = builder.add(builder.shuffle_vector(lanes, lanes, low), builder.shuffle_vector(lanes, lanes, high))
-        four = ir.VectorType(i32, 4)
-        lanes = builder.ashr(lanes, ir.Constant(four, [PRECISION_BITS] * 4))
-        for limit, comparison in ((0, ">"), (255, "<")):
-            bound = ir.Constant(four, [limit] * 4)
-            lanes = builder.select(builder.icmp_signed(comparison, lanes, bound), lanes, bound)
-        return builder.bitcast(builder.trunc(lanes, ir.VectorType(i8, 4)), i32)
+        byte_row, lanes = ir.VectorType(i8, LANES), ir.VectorType(i32, LANES)
+        total = cgutils.alloca_once_value(builder, ir.Constant(lanes, [HALF] * LANES))
+        with cgutils.for_range(builder, taps) as loop:
+            row = builder.add(row_address, builder.mul(loop.index, row_step))
+            pixel = builder.zext(builder.load(builder.inttoptr(row, byte_row.as_pointer()), align=1), lanes)
+            weight = builder.add(weight_address, builder.mul(loop.index, ir.Constant(i64, 4)))
+            weight = builder.load(builder.inttoptr(weight, i32.as_pointer()), align=4)
+            single = builder.insert_element(ir.Constant(lanes, ir.Undefined), weight, ir.Constant(i32, 0))
+            product = builder.mul(pixel, _shuffle(builder, single, single, [0] * LANES))
+            builder.store(builder.add(builder.load(total), product), total)
+        result = _rounded_bytes(builder, builder.load(total), LANES)
+        builder.store(result, builder.inttoptr(place, byte_row.as_pointer()), align=1)
+        return context.get_dummy_value()
 
-    return types.int32(types.int64, types.int64, types.int64), codegen
+    return types.void(*[types.int64] * 5), codegen
 
 
 @numba.njit(nogil=True, cache=True)
@@ -142,10 +215,10 @@ def resize_weights(length, full, place, window, bicubic):
 
 
 @numba.njit(nogil=True, cache=True)
-def _spread_weights(weights):
-    # int32 [window, taps] -> [window, groups, 4, 4]: what _weighted_pixel multiplies four RGB pixels by.
-    window, taps = weights.shape
-    spread = np.zeros((window, (taps + 3) // 4, 4, 4), np.int32)
+def _spread_weights(weights, taps):
+    # int32 [window, at least taps] -> [window to a multiple of 4, groups, 4, 4]: what _weighted_pixels multiplies by.
+    window = len(weights)
+    spread = np.zeros(((window + 3) // 4 * 4, (taps + 3) // 4, 4, 4), np.int32)
     for x in range(window):
         for tap in range(taps):
             spread[x, tap // 4, tap % 4, :3] = weights[x, tap]
@@ -153,37 +226,30 @@ def _spread_weights(weights):
 
 
 @numba.njit(nogil=True, cache=True)
-def _resize_row(row, first, count, spread, out):
-    # One source row, interleaved RGB uint8 with ROW_PADDING bytes more, to one planar row uint8 [3, window].
-    pixels, weights = row.ctypes.data, spread.ctypes.data
-    step = spread.shape[1] * 64
-    for x in range(len(first)):
-        rgb = _weighted_pixel(pixels + 3 * first[x], weights + x * step, (count[x] + 3) // 4)
-        out[0, x] = rgb & 255
-        out[1, x] = (rgb >> 8) & 255
-        out[2, x] = (rgb >> 16) & 255
+def _resize_row(row, starts, weights, shape, out, plane):
+    # One source row, interleaved RGB bytes (readable past its taps), to planar bytes, 4 a step; all by addresses, for
+    # an array's reference count is an atomic number, and costs more than a short row.
+    groups = shape[1]
+    step = groups * 64
+    if groups == 1:
+        for x in range(0, shape[0], 4):
+            _one_group(row, starts + 4 * x, weights + x * step, groups, out + x, plane)
+    elif groups == 2:
+        for x in range(0, shape[0], 4):
+            _two_groups(row, starts + 4 * x, weights + x * step, groups, out + x, plane)
+    elif groups == 3:
+        for x in range(0, shape[0], 4):
+            _three_groups(row, starts + 4 * x, weights + x * step, groups, out + x, plane)
+    else:
+        for x in range(0, shape[0], 4):
+            _any_groups(row, starts + 4 * x, weights + x * step, groups, out + x, plane)
 
 
 @numba.njit(nogil=True, cache=True)
-def _resize_columns(rows, first, count, weights, y, line, out):
-    # One output row of one channel: rows uint8 [n, window] -> out uint8 [window]; line is int32 scratch [window].
-    line[:] = HALF
-    for tap in range(count[y]):
-        weight = weights[y, tap]
-        row = rows[first[y] + tap]
-        for x in range(len(line)):
-            line[x] += weight * np.int32(row[x])
-    for x in range(len(line)):
-        out[x] = min(max(line[x] >> PRECISION_BITS, 0), 255)
-
-
-@numba.njit(nogil=True, cache=True)
-def _store_row(row, flip, address, step, size, table):
+def _store_row(source, width, address, step, size, table):
     # One output row of one channel to its place, through its byte table (of `size`-byte values) if it has one.
-    width = len(row)
     span = (width - 1) * step + 1
-    if flip:
-        row = row[::-1]
+    row = _bytes_at(source, width)
     if size == 4:
         wide = numba.carray(_pointer(address), (span,), np.uint32)
         entry = numba.carray(_pointer(table), (256,), np.uint32)
@@ -199,6 +265,10 @@ def _store_row(row, flip, address, step, size, table):
         byte = _bytes_at(table, 256)
         for x in range(width):
             narrow[x * step] = byte[row[x]]
+    elif step == 1:  # known here, so that LLVM copies vectors
+        narrow = _bytes_at(address, span)
+        for x in range(width):
+            narrow[x] = row[x]
     else:
         narrow = _bytes_at(address, span)
         for x in range(width):
@@ -206,9 +276,9 @@ def _store_row(row, flip, address, step, size, table):
 
 
 @numba.njit(nogil=True, cache=True)
-def _stage_row(address, channel_step, column_step, row):
-    # One source row of the box, any strides, as interleaved RGB uint8 [3 * w] (row is longer, its tail untouched).
-    width = (len(row) - ROW_PADDING) // 3
+def _stage_row(address, channel_step, column_step, width, staged):
+    # One source row of the box, any strides, as interleaved RGB uint8 [3 * width] at the address `staged`.
+    row = _bytes_at(staged, 3 * width)
     if channel_step == 1 and column_step == 3:
         source = _bytes_at(address, 3 * width)
         for place in range(3 * width):  # a slice assignment is ten times slower
@@ -220,33 +290,54 @@ def _stage_row(address, channel_step, column_step, row):
 
 
 @numba.njit(nogil=True, cache=True)
+def _horizontal(source, job, begin, end, x_first, x_taps, x_weights, rows):
+    # Rows begin ... end - 1 of the box, resized across into rows: uint8 [3, end - begin, width], width over the window.
+    spread = _spread_weights(x_weights, x_taps)
+    firsts = np.zeros(len(spread), np.int32)
+    firsts[: len(x_first)] = x_first
+    row = np.zeros(3 * job[WIDTH] + 12 * spread.shape[1] + 4, np.uint8)
+    staged, starts, weights, out = row.ctypes.data, firsts.ctypes.data, spread.ctypes.data, rows.ctypes.data
+    address, channel_step, row_step, column_step = source
+    address += (job[TOP] + begin) * row_step + job[LEFT] * column_step
+    for _ in range(end - begin):
+        _stage_row(address, channel_step, column_step, job[WIDTH], staged)
+        _resize_row(staged, starts, weights, spread.shape, out, rows.shape[1] * rows.shape[2])
+        address += row_step
+        out += rows.shape[2]
+    return len(row) + len(firsts) + len(spread)  # so that they live until here: Numba counts no addresses
+
+
+@numba.njit(nogil=True, cache=True)
+def _vertical(rows, channel, first, count, weights, output, place, table):
+    # One channel's rows, uint8 [3, n, width], resized down and stored.
+    finished = np.empty(rows.shape[2], np.uint8)
+    line, top_row, taps = finished.ctypes.data, rows[channel].ctypes.data, weights.ctypes.data
+    size, row_step, column_step = output[5], output[3] * output[5], output[4]
+    for y in range(output[7]):
+        top = top_row + first[y] * rows.shape[2]
+        for x in range(0, rows.shape[2], LANES):
+            _weighted_rows(top + x, rows.shape[2], taps, count[y], line + x)
+        _store_row(line, output[8], place, column_step, size, table)
+        place += row_step
+        taps += 4 * weights.shape[1]
+    return len(finished)  # as above
+
+
+@numba.njit(nogil=True, cache=True)
 def _crop_job(source, job, output, image):
     window_h, window_w = output[7], output[8]
     bicubic = job[FILTER] == BICUBIC
     x_first, x_count, x_weights = resize_weights(job[WIDTH], job[FULL_W], job[WINDOW_LEFT], window_w, bicubic)
-    x_spread = _spread_weights(x_weights)
     y_first, y_count, y_weights = resize_weights(job[HEIGHT], job[FULL_H], job[WINDOW_TOP], window_h, bicubic)
-    begin = y_first[0]
-    end = y_first[window_h - 1] + y_count[window_h - 1]
-    for y in range(window_h):  # the last row's taps need not reach furthest once its zero weights are gone
-        end = max(end, y_first[y] + y_count[y])
-    y_first -= begin
-    rows = np.empty((3, end - begin, window_w), np.uint8)
-    row = np.zeros(3 * job[WIDTH] + ROW_PADDING, np.uint8)
-    address, channel_step, row_step, column_step = source
-    address += job[TOP] * row_step + job[LEFT] * column_step
-    for y in range(begin, end):
-        _stage_row(address + y * row_step, channel_step, column_step, row)
-        _resize_row(row, x_first, x_count, x_spread, rows[:, y - begin])
-    line = np.empty(window_w, np.int32)
-    finished = np.empty(window_w, np.uint8)
-    size = output[5]
+    if job[FLIP]:  # a mirrored crop is the same sums in the other order
+        x_first, x_weights = x_first[::-1].copy(), x_weights[::-1].copy()
+    begin, end = y_first[0], (y_first + y_count).max()
+    rows = np.empty((3, end - begin, (window_w + LANES - 1) // LANES * LANES), np.uint8)
+    _horizontal(source, job, begin, end, x_first, x_count.max(), x_weights, rows)
     for channel in range(3):
-        place = output[0] + (image * output[1] + channel * output[2]) * size
-        table = output[6] + channel * 256 * size if output[6] else 0
-        for y in range(window_h):
-            _resize_columns(rows[channel], y_first, y_count, y_weights, y, line, finished)
-            _store_row(finished, job[FLIP] != 0, place + y * output[3] * size, output[4], size, table)
+        place = output[0] + (image * output[1] + channel * output[2]) * output[5]
+        table = output[6] + channel * 256 * output[5] if output[6] else 0
+        _vertical(rows, channel, y_first - begin, y_count, y_weights, output, place, table)
 
 
 @numba.njit(nogil=True, cache=True)
