@@ -24,13 +24,20 @@ def low_piece(weight):
 
 
 @triton.jit
-def split_weight(weight):
-    """int32 weights as three int8 pieces: weight == high * 65536 + middle * 256 + low."""
+def pack_weight(weight):
+    """An int32 weight as its three int8 pieces in one int32, bytes (low, middle, high):
+    weight == high * 65536 + middle * 256 + low."""
     low = low_piece(weight)
     rest = (weight - low) >> 8
     middle = low_piece(rest)
     high = (rest - middle) >> 8
-    return high.to(tl.int8), middle.to(tl.int8), low.to(tl.int8)
+    return (high << 16) | ((middle & 255) << 8) | (low & 255)
+
+
+@triton.jit
+def unpack_weight(packed):
+    """The three int8 pieces (high, middle, low) of a packed weight."""
+    return (packed >> 16).to(tl.int8), (packed >> 8).to(tl.int8), packed.to(tl.int8)
 
 
 @triton.jit

@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from triton.runtime.interpreter import InterpretedFunction
 
-from ._math import filter_weight, round_to_byte, split_weight
+from ._math import filter_weight, pack_weight, round_to_byte, unpack_weight
 from .crop_jobs import JOB_COLUMNS, OutputFormat, check_jobs, check_outputs, empty_outputs, tap_counts
 from .ragged import RaggedBatch
 
@@ -51,9 +51,9 @@ def launch_options() -> LaunchOptions:
     return {
         "BLOCK_H": 32,
         "BLOCK_W": 32,
-        "BLOCK_R": 32,
+        "BLOCK_R": 64,
         "BLOCK_K": 32,
-        "num_warps": 8,
+        "num_warps": 4,
         "num_stages": 1,
         "enable_fp_fusion": False,
     }
@@ -100,7 +100,7 @@ def resize_weights_kernel(tasks, outputs, weights, num_crops, BLOCK: tl.constexp
         value = tl.where(tap < count, value / total * 4194304.0, 0.0)
         fixed = (value + tl.where(value < 0.0, -0.5, 0.5)).to(tl.int32)
         whole += fixed
-        tl.store(row + 2 + tap, fixed, mask=live)
+        tl.store(row + 2 + tap, pack_weight(fixed), mask=live)
     tl.store(row, first, mask=live)
     tl.store(row + 1, (1 << 21) + whole * 128, mask=live)
 
@@ -110,9 +110,9 @@ def banded_pieces(table, row, tap, taps, live):
     # The band matrix's int8 pieces: output pixels have their weights at `row`, source pixels are their taps, or none.
     inside = live & (tap >= 0) & (tap < taps)
     weight = tl.load(table + (row + tap), mask=inside, other=0)
-    # A select, not the load's `other`: after a bare load the compiler splits in the dot operand's layout, where every
+    # A select, not the load's `other`: after a bare load the compiler unpacks in the dot operand's layout, where every
     # warp holds the whole matrix in int32, four times the registers and shared memory of the int8 pieces.
-    return split_weight(tl.where(inside, weight, 0))
+    return unpack_weight(tl.where(inside, weight, 0))
 
 
 @triton.jit
