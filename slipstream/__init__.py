@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from .stage import Normalize as Normalize
     from .stage import RandomHorizontalFlip as RandomHorizontalFlip
     from .stage import ToDtype as ToDtype
+    from .stage_color import ColorJitter as ColorJitter
+    from .stage_color import RandomGrayscale as RandomGrayscale
+    from .stage_color import RandomInvert as RandomInvert
+    from .stage_color import RandomPosterize as RandomPosterize
+    from .stage_color import RandomSolarize as RandomSolarize
 
 # Where each public name lives: it is imported when it is first used, so that one piece does not pull in the others.
 _HOMES = {
@@ -38,6 +43,11 @@ _HOMES = {
     "Normalize": "stage",
     "RandomHorizontalFlip": "stage",
     "ToDtype": "stage",
+    "ColorJitter": "stage_color",
+    "RandomGrayscale": "stage_color",
+    "RandomInvert": "stage_color",
+    "RandomPosterize": "stage_color",
+    "RandomSolarize": "stage_color",
 }
 __all__ = ["__version__", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 

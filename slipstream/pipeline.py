@@ -1,8 +1,8 @@
 """Runs a plan on a ragged batch: the only caller of the kernels' launchers.
 
 A field's pipeline is compiled once: which crops there are, the key of everything that is drawn, and each crop's chain
-of stages. Flips, and stages that map each value by itself, all ride in the crop launch: the flip as an index, the rest
-as one table of 3 x 256 output values, made by running the stages themselves on the 256 bytes.
+of stages (chain.py). The launches of a batch: the crops' weights, all crops, and where there are colour stages one for
+all per-pixel programs, with a reading before it for each contrast.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from slipstream_kernels.crop_jobs import OutputFormat
+from slipstream_kernels.pixel_ops import PixelFormat
 from slipstream_kernels.ragged import RaggedBatch
 
+from .chain import compile_chain
 from .crop import (
     CenterCrop,
     Crop,
@@ -27,7 +29,8 @@ from .crop import (
 from .device import resolve_backend, to_device
 from .draws import Draws, fresh_sample_ids, stream_key
 from .plan import CropProgram, Plan, draw_plan
-from .stage import MultiCropPipeline, PointwiseStage, RandomHorizontalFlip, Stage, check_stage
+from .stage import MultiCropPipeline, RandomHorizontalFlip, Stage, check_stage
+from .stage_color import ColorStage
 
 CROP_STAGES = (RandomResizedCrop, CenterCrop, MultiRandomResizedCrop, MultiCropRandomResizedCrop)
 
@@ -74,25 +77,23 @@ class Pipeline:
 
         self.programs: list[CropProgram] = []
         self._formats: list[OutputFormat] = []
+        self._pixel_formats: dict[str, PixelFormat] = {}
         for name, crop in self._crops.items():
             key = None
             if isinstance(crop, RandomResizedCrop):
                 key = _key(crop, box_seed, scope, name, 0)
-            chain = [stage for stage, _ in chains[name]]
-            flips = tuple(
-                (_key(stage, chain_seed, scope, name, occurrence), stage)
-                for occurrence, (stage, chain_seed) in enumerate(
-                    (stage, chain_seed) for stage, chain_seed in chains[name] if isinstance(stage, RandomHorizontalFlip)
-                )
-            )
-            self.programs.append(CropProgram(name=name, crop=crop, box_key=key, flips=flips))
             try:
-                table = _byte_table([stage for stage in chain if isinstance(stage, PointwiseStage)])
+                chain = compile_chain(_with_keys(chains[name], scope, name))
             except TypeError as error:
                 raise TypeError(f"pipelines[{field!r}], crop {name!r}: {error}") from None
+            self.programs.append(CropProgram(name=name, crop=crop, box_key=key, chain=chain))
             assert isinstance(crop.size, tuple)
             last = crop.memory_format == torch.channels_last
-            self._formats.append(OutputFormat(size=crop.size, table=table, channels_last=last))
+            self._formats.append(OutputFormat(size=crop.size, table=chain.table, channels_last=last))
+            if chain.program:
+                self._pixel_formats[name] = PixelFormat(
+                    dtype=chain.dtype, channels_last=last, contrasts=chain.contrasts
+                )
         self._formats_on: dict[torch.device, list[OutputFormat]] = {torch.device("cpu"): self._formats}
 
     @property
@@ -102,7 +103,7 @@ class Pipeline:
         if self.stage.return_boxes:
             for program in self.programs:
                 names.append(f"{self._label(program.name)}_box")
-                if program.flips:
+                if program.chain.flips:
                     names.append(f"{self._label(program.name)}_flip")
         return names
 
@@ -124,27 +125,42 @@ class Pipeline:
         return self._formats_on[device]
 
     def prepare(self, images: RaggedBatch, plan: Plan, backend: str) -> Any:
-        """The host's part of the launch, which may be done ahead on another thread: pass it to `run`."""
+        """The host's part of the launches, which may be done ahead on another thread: pass it to `run`."""
         if backend == "cpu":
-            return plan.jobs
+            return plan.jobs, plan.pixel_ops
         from slipstream_kernels.resized_crop import pack_tables
 
-        return pack_tables(images, plan.jobs, self.formats(images.device))
+        return pack_tables(images, plan.jobs, self.formats(images.device)), plan.pixel_ops
 
     def run(
         self, images: RaggedBatch, prepared: Any, backend: str, pool: Executor | None = None, num_threads: int = 1
     ) -> list[torch.Tensor]:
         """Every crop of the batch, on the images' device; on CUDA on the current stream, without waiting for it."""
+        jobs, pixel_ops = prepared
         formats = self.formats(images.device)
         if backend == "cpu":
             from slipstream_kernels.resized_crop_cpu import resized_crop_cpu
 
-            return resized_crop_cpu(images, prepared, formats, pool=pool, num_threads=num_threads)
-        from slipstream_kernels.resized_crop import resized_crop
+            crops = resized_crop_cpu(images, jobs, formats, pool=pool, num_threads=num_threads)
+        else:
+            from slipstream_kernels.resized_crop import resized_crop
 
-        if images.ready is not None:
-            torch.cuda.current_stream(images.device).wait_event(images.ready)
-        return resized_crop(images, prepared, formats)
+            if images.ready is not None:
+                torch.cuda.current_stream(images.device).wait_event(images.ready)
+            crops = resized_crop(images, jobs, formats)
+        places = [index for index, program in enumerate(self.programs) if program.name in self._pixel_formats]
+        if places:
+            names = [self.programs[index].name for index in places]
+            finished = _run_pixel_ops(
+                [crops[index] for index in places],
+                [pixel_ops[name] for name in names],
+                [self._pixel_formats[name] for name in names],
+                backend,
+                (pool, num_threads),
+            )
+            for index, crop in zip(places, finished, strict=True):
+                crops[index] = crop
+        return crops
 
     def outputs(self, crops: Sequence[torch.Tensor], plan: Plan) -> dict[str, Any]:
         """What this pipeline adds to a batch, by name."""
@@ -157,7 +173,7 @@ class Pipeline:
             for index, program in enumerate(self.programs):
                 label = self._label(program.name)
                 batch[f"{label}_box"] = to_device(np.ascontiguousarray(plan.boxes[:, index]), device)
-                if program.flips:
+                if program.chain.flips:
                     batch[f"{label}_flip"] = to_device(plan.flips[program.name], device)
         return batch
 
@@ -219,18 +235,45 @@ def apply_named_stages(
 
 
 def _apply_chain(
-    chain: Sequence[Stage], images: torch.Tensor, ids: np.ndarray, epoch: int, *, seed: int, name: str
+    stages: Sequence[Stage], images: torch.Tensor, ids: np.ndarray, epoch: int, *, seed: int, name: str
 ) -> torch.Tensor:
-    occurrence = 0
-    for stage in chain:
-        if isinstance(stage, RandomHorizontalFlip):
-            flipped = stage.sample_params(Draws(_key(stage, seed, "", name, occurrence), ids, epoch))
-            occurrence += 1
-            where = to_device(flipped, images.device).view(-1, 1, 1, 1)
-            images = torch.where(where, images.flip(-1), images)
-        else:
-            images = stage.apply(images)
-    return images
+    keyed = _with_keys([(stage, seed) for stage in stages], "", name)
+    if not any(isinstance(stage, ColorStage) for stage in stages):  # on any dtype and number of channels
+        for stage, key in keyed:
+            if isinstance(stage, RandomHorizontalFlip):
+                images = _flip(images, stage.sample_params(Draws(key, ids, epoch)))
+            elif not isinstance(stage, ColorStage):
+                images = stage.apply(images)
+        return images
+    chain = compile_chain(keyed)
+    if chain.flips:
+        images = _flip(images, chain.sample_flips(ids, epoch))
+    last = not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
+    fmt = PixelFormat(dtype=chain.dtype, channels_last=last, contrasts=chain.contrasts)
+    backend = resolve_backend(None, images.device)
+    num_threads = torch.get_num_threads()
+    with ThreadPoolExecutor(num_threads) as pool:
+        return _run_pixel_ops([images], [chain.sample_program(ids, epoch)], [fmt], backend, (pool, num_threads))[0]
+
+
+def _run_pixel_ops(
+    images: Sequence[torch.Tensor],
+    programs: Sequence[np.ndarray],
+    formats: Sequence[PixelFormat],
+    backend: str,
+    threads: tuple[Executor | None, int],
+) -> list[torch.Tensor]:
+    if backend == "cpu":
+        from slipstream_kernels.color_cpu import pixel_ops_cpu
+
+        return pixel_ops_cpu(images, programs, formats, pool=threads[0], num_threads=threads[1])
+    from slipstream_kernels.color import pixel_ops
+
+    return pixel_ops(images, programs, formats)
+
+
+def _flip(images: torch.Tensor, flipped: np.ndarray) -> torch.Tensor:
+    return torch.where(to_device(flipped, images.device).view(-1, 1, 1, 1), images.flip(-1), images)
 
 
 def _check_batch(field: str, images: Any) -> None:
@@ -249,21 +292,22 @@ def _crops_of(stage: CropStage) -> tuple[dict[str, Crop], bool]:
     return {"": stage}, False
 
 
-def _key(spec: RandomResizedCrop | RandomHorizontalFlip, seed: int, scope: str, name: str, occurrence: int) -> int:
-    kind = type(spec).__name__
-    if spec.seed is not None:
-        return stream_key(spec.seed, kind)
+def _with_keys(stages: Sequence[tuple[Stage, int]], scope: str, name: str) -> list[tuple[Stage, int]]:
+    # Each stage with its key in place of its seed; the second of a kind in a crop has a stream of its own.
+    seen: dict[str, int] = {}
+    keyed = []
+    for stage, seed in stages:
+        kind = type(stage).__name__
+        keyed.append((stage, _key(stage, seed, scope, name, seen.setdefault(kind, 0))))
+        seen[kind] += 1
+    return keyed
+
+
+def _key(spec: Any, seed: int, scope: str, name: str, occurrence: int) -> int:
+    kind, own_seed = type(spec).__name__, getattr(spec, "seed", None)
+    if own_seed is not None:
+        return stream_key(own_seed, kind)
     return stream_key(seed, "\x1f".join((scope, name, kind, str(occurrence))))
-
-
-def _byte_table(stages: Sequence[PointwiseStage]) -> torch.Tensor | None:
-    # The chain's value for each channel and byte, [3, 256]: the stages themselves on the 256 bytes.
-    if not stages:
-        return None
-    values = torch.arange(256, dtype=torch.uint8).expand(3, 1, 256).contiguous()
-    for stage in stages:
-        values = stage.apply(values)
-    return values.reshape(3, 256).contiguous()
 
 
 def _sample_ids(sample_ids: Any, count: int) -> np.ndarray:

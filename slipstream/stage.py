@@ -1,7 +1,8 @@
 """Stage specs: the steps on a crop, and the sampling of their parameters.
 
-Two kinds so far, both of which ride in the last step of the crop launch: a flip, and a map of each channel's values
-(`PointwiseStage`), which on bytes is a table of 3 x 256 values and so exact on every device by construction.
+Two kinds here, both of which ride in the last step of the crop launch: a flip, and a map of each channel's values
+(`PointwiseStage`), which on bytes is a table of 3 x 256 values and so exact on every device by construction. The colour
+stages are in stage_color.py.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 
 from . import checks
 from .draws import Draws
+from .stage_color import ColorStage
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -144,7 +146,7 @@ class ToDtype:
         return self.apply(images)
 
 
-Stage = RandomHorizontalFlip | PointwiseStage
+Stage = RandomHorizontalFlip | ColorStage | PointwiseStage
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +186,8 @@ def check_stages(field: str, stages: Any) -> tuple[Stage, ...]:
 
 def check_stage(field: str, stage: Any) -> Stage:
     """One stage; TypeError that names its place for what is none."""
-    if isinstance(stage, type) or not isinstance(stage, (RandomHorizontalFlip, PointwiseStage)):
-        raise TypeError(f"{field} must be a stage (RandomHorizontalFlip, Normalize, ToDtype), got {stage!r}")
+    if isinstance(stage, type) or not isinstance(stage, (RandomHorizontalFlip, ColorStage, PointwiseStage)):
+        raise TypeError(f"{field} must be a stage (RandomHorizontalFlip, ColorJitter, Normalize, ...), got {stage!r}")
     return stage
 
 

@@ -215,7 +215,7 @@ BAD_STAGES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (
         lambda: MultiCropPipeline({"a": [FLIP, Normalize]}),
         TypeError,
-        "pipelines['a'][1] must be a stage (RandomHorizontalFlip, Normalize, ToDtype), got <class 'slip",
+        "pipelines['a'][1] must be a stage (RandomHorizontalFlip, ColorJitter, Normalize, ...), got <class 'slip",
     ),
     (
         lambda: MultiCropPipeline({"a": [v2.RandomHorizontalFlip()]}),
@@ -236,12 +236,12 @@ BAD_PIPELINES: list[tuple[Any, type[Exception], str]] = [
     (
         [crop(), Normalize],
         TypeError,
-        "pipelines['image'][1] must be a stage (RandomHorizontalFlip, Normalize, ToDtype), got <class",
+        "pipelines['image'][1] must be a stage (RandomHorizontalFlip, ColorJitter, Normalize, ...), got <class",
     ),
     (
         [crop(), crop()],
         TypeError,
-        "pipelines['image'][1] must be a stage (RandomHorizontalFlip, Normalize, ToDtype), got Random",
+        "pipelines['image'][1] must be a stage (RandomHorizontalFlip, ColorJitter, Normalize, ...), got Random",
     ),
     ([crop(), [NORMALIZE]], TypeError, "pipelines['image'][1] must be a stage"),
     ([NAMED, MultiCropPipeline({"c": []})], ValueError, "pipelines['image'][1] names 'c'; allowed are ['a', 'b']"),

@@ -9,21 +9,24 @@ from typing import Any
 
 import pytest
 import triton
-from slipstream_kernels import resized_crop
+from slipstream_kernels import color, resized_crop
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 CROP = dict(resized_crop.launch_options())
 WEIGHTS = dict(resized_crop.WEIGHT_OPTIONS)
+COLOR = dict(color.launch_options())
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg")
 
-# kernel -> (arguments' types, launch options with the constexprs among them)
+# kernel -> (its module, arguments' types, launch options with the constexprs among them)
 KERNELS = {
     "resize_weights_kernel": (
+        resized_crop,
         {"tasks": "*i64", "outputs": "*i64", "weights": "*i32", "num_crops": "i32"},
         {**WEIGHTS, "JOB": 10},
     ),
     "resized_crop_kernel": (
+        resized_crop,
         {
             "images": "*i64",
             "tasks": "*i64",
@@ -35,13 +38,30 @@ KERNELS = {
         },
         {**CROP, "JOB": 10},
     ),
+    "grey_sums_kernel": (
+        color,
+        {
+            "crops": "*i64",
+            "programs": "*fp32",
+            "tiles": "*i32",
+            "sums": "*fp32",
+            "num_tiles": "i32",
+            "level": "i32",
+        },
+        {**COLOR, "COLUMNS": color.CROP_COLUMNS},
+    ),
+    "pixel_ops_kernel": (
+        color,
+        {"crops": "*i64", "programs": "*fp32", "tiles": "*i32", "sums": "*fp32", "num_tiles": "i32"},
+        {**COLOR, "COLUMNS": color.CROP_COLUMNS},
+    ),
 }
 
 
 def compile_for(name: str, capability: int) -> Any:
-    types, launch = KERNELS[name]
+    module, types, launch = KERNELS[name]
     constants = {key: value for key, value in launch.items() if key not in OPTIONS}
-    source = ASTSource(getattr(resized_crop, name), {**types, **dict.fromkeys(constants, "constexpr")}, constants)
+    source = ASTSource(getattr(module, name), {**types, **dict.fromkeys(constants, "constexpr")}, constants)
     options = {key: value for key, value in launch.items() if key in OPTIONS}
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
@@ -78,6 +98,8 @@ def test_it_compiles_without_spills_and_exactly(
     assert not re.search(r"\bdiv\.(full|approx)|\brcp\.approx|\bex2|\bsqrt\.approx", ptx), "approximate arithmetic"
     if name == "resize_weights_kernel":
         assert "div.rn.f64" in ptx
-    else:
+    elif name == "resized_crop_kernel":
         assert not re.search(r"\.f(16|32|64)\b", ptx), "the crop kernel is whole-number arithmetic"
         assert "mma" in ptx, "the products belong on the tensor cores"
+    else:
+        assert "div.rn.f32" in ptx

@@ -1,0 +1,319 @@
+"""All crops of all images through their programs of per-pixel operations, in one launch.
+
+Each image of each crop has its own program (see pixel_ops). A pixel is read once as uint8, goes through its image's
+operations in float32 registers, and is written once in the output's dtype. CONTRAST needs the mean of a whole image at
+its place in the program: a reading launch for each level (the first contrast of every program, then the second, ...)
+runs the operations before it and writes one sum of greys for each block; whoever needs the mean adds an image's sums in
+one fixed order, so that results do not depend on timing or on the batch.
+
+Shapes: C crops, uint8 [B, 3, h, w] in, any strides; the same shape out. It does not draw parameters, resize or blur.
+"""
+
+# A jit function is typed as its Python source.
+# pyright: reportArgumentType=false, reportCallIssue=false
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from triton.runtime.interpreter import InterpretedFunction
+
+from . import pixel_ops as ops
+from ._math import blend, clamp_unit, grey_of, posterize, shift_hue, unit_to_byte
+from .pixel_ops import OP_WIDTH, PixelFormat, check_programs, empty_pixels
+from .resized_crop import tile_table
+
+BRIGHTNESS = tl.constexpr(ops.BRIGHTNESS)
+ADD_BRIGHTNESS = tl.constexpr(ops.ADD_BRIGHTNESS)
+CONTRAST = tl.constexpr(ops.CONTRAST)
+SATURATION = tl.constexpr(ops.SATURATION)
+HUE = tl.constexpr(ops.HUE)
+GREY = tl.constexpr(ops.GREY)
+SOLARIZE = tl.constexpr(ops.SOLARIZE)
+POSTERIZE = tl.constexpr(ops.POSTERIZE)
+INVERT = tl.constexpr(ops.INVERT)
+NORMALIZE = tl.constexpr(ops.NORMALIZE)
+
+DTYPES = {torch.uint8: 0, torch.float16: 1, torch.bfloat16: 2, torch.float32: 3}
+# int64 columns of a crop's row: rows, columns, images, first operation, operations, first sum; then input and output:
+# address, image / channel / row / column stride (elements)
+CROP_COLUMNS = 18  # the last two: dtype code, unused (operations, 32 bytes each, stay aligned)
+
+
+class LaunchOptions(TypedDict):
+    BLOCK: int
+    num_warps: int
+    enable_fp_fusion: bool
+
+
+def launch_options() -> LaunchOptions:
+    """Pixels and warps of one program, of both kernels: the blocks of sums are the blocks of pixels."""
+    return {"BLOCK": 512, "num_warps": 4, "enable_fp_fusion": False}
+
+
+@triton.jit
+def image_mean(sums, num_sums, num_pixels):
+    # The mean of an image from the sums of its blocks, in one fixed order.
+    total = 0.0
+    for first in range(0, num_sums, 128):
+        index = first + tl.arange(0, 128)
+        total += tl.sum(tl.load(sums + index, mask=index < num_sums, other=0.0), 0)
+    return tl.div_rn(total, num_pixels.to(tl.float32))
+
+
+@triton.jit
+def run_program(r, g, b, program, count, sums, level_step, num_sums, num_pixels):
+    # A block of pixels after the first `count` operations; the sums of one contrast are level_step from the next's.
+    for index in range(count):
+        op = program + index * 8
+        code = tl.load(op).to(tl.int32)
+        amount = tl.load(op + 1)
+        if code == BRIGHTNESS:
+            r = clamp_unit(r * amount)
+            g = clamp_unit(g * amount)
+            b = clamp_unit(b * amount)
+        elif code == ADD_BRIGHTNESS:
+            r = clamp_unit(r + amount)
+            g = clamp_unit(g + amount)
+            b = clamp_unit(b + amount)
+        elif code == CONTRAST:
+            mean = image_mean(sums, num_sums, num_pixels)
+            sums += level_step
+            r = blend(r, mean, amount)
+            g = blend(g, mean, amount)
+            b = blend(b, mean, amount)
+        elif code == SATURATION:
+            grey = grey_of(r, g, b)
+            r = blend(r, grey, amount)
+            g = blend(g, grey, amount)
+            b = blend(b, grey, amount)
+        elif code == HUE:
+            r, g, b = shift_hue(r, g, b, amount)
+        elif code == GREY:
+            r = grey_of(r, g, b)
+            g = r
+            b = r
+        elif code == SOLARIZE:
+            r = tl.where(r >= amount, 1.0 - r, r)
+            g = tl.where(g >= amount, 1.0 - g, g)
+            b = tl.where(b >= amount, 1.0 - b, b)
+        elif code == POSTERIZE:
+            r = posterize(r, amount)
+            g = posterize(g, amount)
+            b = posterize(b, amount)
+        elif code == INVERT:
+            r = 1.0 - r
+            g = 1.0 - g
+            b = 1.0 - b
+        elif code == NORMALIZE:
+            r = tl.div_rn(r - amount, tl.load(op + 4))
+            g = tl.div_rn(g - tl.load(op + 2), tl.load(op + 5))
+            b = tl.div_rn(b - tl.load(op + 3), tl.load(op + 6))
+    return r, g, b
+
+
+@triton.jit
+def load_pixels(crop, image, row, columns):
+    # Red, green, blue in [0, 1] of one block of pixels of one row.
+    live = columns < tl.load(crop + 1).to(tl.int32)
+    address = tl.load(crop + 6) + image.to(tl.int64) * tl.load(crop + 7) + row.to(tl.int64) * tl.load(crop + 9)
+    step = tl.load(crop + 8)
+    pixel = address.to(tl.pointer_type(tl.uint8)) + columns * tl.load(crop + 10).to(tl.int32)
+    r = tl.load(pixel, mask=live, other=0).to(tl.float32)
+    g = tl.load(pixel + step, mask=live, other=0).to(tl.float32)
+    b = tl.load(pixel + step * 2, mask=live, other=0).to(tl.float32)
+    # torchvision multiplies by the reciprocal, rounded to float32
+    return r * 0.00392156862745098, g * 0.00392156862745098, b * 0.00392156862745098
+
+
+@triton.jit
+def store_channel(x, address, offset, live, kind):
+    # One channel's values (float32) to their place, as uint8, float16, bfloat16 or float32.
+    if kind == 0:
+        tl.store(address.to(tl.pointer_type(tl.uint8)) + offset, unit_to_byte(x), mask=live)
+    elif kind == 1:
+        tl.store(address.to(tl.pointer_type(tl.float16)) + offset, x.to(tl.float16), mask=live)
+    elif kind == 2:
+        tl.store(address.to(tl.pointer_type(tl.bfloat16)) + offset, x.to(tl.bfloat16), mask=live)
+    else:
+        tl.store(address.to(tl.pointer_type(tl.float32)) + offset, x, mask=live)
+
+
+@triton.jit
+def grey_sums_kernel(crops, programs, tiles, sums, num_tiles, level, BLOCK: tl.constexpr, COLUMNS: tl.constexpr):
+    # One program sums the greys of one block of pixels of one image, as they are before its level-th contrast.
+    image = tl.program_id(0) // num_tiles
+    tile = tiles + (tl.program_id(0) % num_tiles) * 3
+    crop = crops + tl.load(tile) * COLUMNS
+    num_images = tl.load(crop + 2).to(tl.int32)
+    count = tl.load(crop + 4).to(tl.int32)
+    program = programs + (tl.load(crop + 3) + image.to(tl.int64) * count) * 8
+
+    place = count  # where the contrast stands; past the end where the program has none
+    seen = 0
+    if image < num_images:
+        for index in range(count):
+            is_contrast = tl.load(program + index * 8) == CONTRAST
+            place = tl.where(is_contrast & (seen == level), index, place)
+            seen += is_contrast.to(tl.int32)
+    if place < count:
+        row = tl.load(tile + 1)
+        first = tl.load(tile + 2)
+        columns = first + tl.arange(0, BLOCK)
+        num_rows = tl.load(crop).to(tl.int32)
+        num_columns = tl.load(crop + 1).to(tl.int32)
+        row_sums = tl.cdiv(num_columns, BLOCK)
+        num_sums = num_rows * row_sums
+        level_step = num_images.to(tl.int64) * num_sums
+        image_sums = sums + tl.load(crop + 5) + image.to(tl.int64) * num_sums
+        r, g, b = load_pixels(crop, image, row, columns)
+        r, g, b = run_program(r, g, b, program, place, image_sums, level_step, num_sums, num_rows * num_columns)
+        total = tl.sum(tl.where(columns < num_columns, grey_of(r, g, b), 0.0), 0)
+        tl.store(image_sums + level * level_step + row * row_sums + first // BLOCK, total)
+
+
+@triton.jit
+def pixel_ops_kernel(crops, programs, tiles, sums, num_tiles, BLOCK: tl.constexpr, COLUMNS: tl.constexpr):
+    # One program computes one block of pixels, all three channels, of one image of one crop.
+    image = tl.program_id(0) // num_tiles
+    tile = tiles + (tl.program_id(0) % num_tiles) * 3
+    crop = crops + tl.load(tile) * COLUMNS
+    num_images = tl.load(crop + 2).to(tl.int32)
+    if image < num_images:
+        row = tl.load(tile + 1)
+        columns = tl.load(tile + 2) + tl.arange(0, BLOCK)
+        num_rows = tl.load(crop).to(tl.int32)
+        num_columns = tl.load(crop + 1).to(tl.int32)
+        num_sums = num_rows * tl.cdiv(num_columns, BLOCK)
+        level_step = num_images.to(tl.int64) * num_sums
+        image_sums = sums + tl.load(crop + 5) + image.to(tl.int64) * num_sums
+        count = tl.load(crop + 4).to(tl.int32)
+        program = programs + (tl.load(crop + 3) + image.to(tl.int64) * count) * 8
+        r, g, b = load_pixels(crop, image, row, columns)
+        r, g, b = run_program(r, g, b, program, count, image_sums, level_step, num_sums, num_rows * num_columns)
+
+        kind = tl.load(crop + 16)
+        size = tl.where(kind == 0, 1, tl.where(kind == 3, 4, 2))
+        start = image.to(tl.int64) * tl.load(crop + 12) + row.to(tl.int64) * tl.load(crop + 14)
+        address = tl.load(crop + 11) + start * size
+        step = tl.load(crop + 13) * size
+        offset = columns * tl.load(crop + 15).to(tl.int32)
+        live = columns < num_columns
+        store_channel(r, address, offset, live, kind)
+        store_channel(g, address + step, offset, live, kind)
+        store_channel(b, address + step * 2, offset, live, kind)
+
+
+def check_pixels(images: Sequence[torch.Tensor], out: Sequence[torch.Tensor], formats: Sequence[PixelFormat]) -> None:
+    """Raise ValueError or TypeError where outputs are not what images and formats say, or a plane is too large."""
+    if len(out) != len(images):
+        raise ValueError(f"out must hold {len(images)} tensors, got {len(out)}")
+    for index, (image, tensor, fmt) in enumerate(zip(images, out, formats, strict=True)):
+        if fmt.dtype not in DTYPES:
+            raise TypeError(f"formats[{index}].dtype must be one of {[str(d) for d in DTYPES]}, got {fmt.dtype}")
+        if image.device != images[0].device:
+            raise ValueError(f"images[{index}] must be on {images[0].device}, got {image.device}")
+        if tensor.shape != image.shape or tensor.dtype != fmt.dtype or tensor.device != image.device:
+            raise ValueError(
+                f"out[{index}] must be {fmt.dtype} {list(image.shape)} on {image.device}, "
+                f"got {tensor.dtype} {list(tensor.shape)} on {tensor.device}"
+            )
+        height, width = image.shape[2:]
+        span = max(height * width, *(t.stride(2) * (height - 1) + t.stride(3) * (width - 1) for t in (image, tensor)))
+        if span >= 2**31:
+            raise ValueError(f"images[{index}] or its output spans {span} elements, allowed is less than 2**31")
+
+
+def rows_and_columns(image: torch.Tensor, out: torch.Tensor) -> tuple[int, int]:
+    """A crop's (h, w), or (1, h * w) where every row follows the last one at the same step in both tensors: blocks are
+    parts of rows, which spares each pixel a division."""
+    height, width = image.shape[2:]
+    flat = all(tensor.stride(2) == width * tensor.stride(3) for tensor in (image, out))
+    return (1, height * width) if flat else (height, width)
+
+
+def pack_programs(
+    images: Sequence[torch.Tensor],
+    programs: Sequence[np.ndarray],
+    out: Sequence[torch.Tensor],
+    first_sums: Sequence[int],
+    shapes: Sequence[tuple[int, int]],
+) -> torch.Tensor:
+    """What one launch is told, for one copy to the device: int64 [C, 18] then every program's float32 operations,
+    pinned where CUDA is."""
+    num_ops = sum(program.shape[0] * program.shape[1] for program in programs)
+    head = len(images) * CROP_COLUMNS
+    pinned = len(images) > 0 and images[0].device.type == "cuda"
+    table = torch.empty(head + num_ops * OP_WIDTH // 2, dtype=torch.int64, pin_memory=pinned)
+    numbers = table.numpy()
+    operations = numbers[head:].view(np.float32)
+    first = 0
+    for row, image, program, tensor, first_sum, shape in zip(
+        numbers[:head].reshape(-1, CROP_COLUMNS), images, programs, out, first_sums, shapes, strict=True
+    ):
+        row[:6] = (*shape, len(image), first, program.shape[1], first_sum)
+        row[6:11] = (image.data_ptr(), *image.stride())
+        row[11:] = (tensor.data_ptr(), *tensor.stride(), DTYPES[tensor.dtype], 0)
+        end = first + program.shape[0] * program.shape[1]
+        operations[first * OP_WIDTH : end * OP_WIDTH] = program.reshape(-1)
+        first = end
+    return table
+
+
+def pixel_ops(
+    images: Sequence[torch.Tensor],
+    programs: Sequence[np.ndarray],
+    formats: Sequence[PixelFormat],
+    out: Sequence[torch.Tensor] | None = None,
+) -> list[torch.Tensor]:
+    """Every crop of every image through its program: one launch, and one before it for each level of contrast.
+
+    images: C crops, uint8 [B, 3, h, w] each (B, h, w may differ), any strides, on one device. programs: C of float32
+    [B, K, 8] (see pixel_ops). formats: C. Returns C tensors of the images' shapes; `out` gives them instead. Raises
+    ValueError or TypeError for what does not fit together; RuntimeError for CPU tensors outside Triton's interpreter.
+    Reference: pixel_ops_reference.
+    """
+    check_programs(images, programs, formats)
+    for image in images:
+        if image.device.type != "cuda" and not isinstance(pixel_ops_kernel, InterpretedFunction):
+            raise RuntimeError(
+                f"Triton kernels run on CUDA tensors, got images on {image.device}; "
+                "set TRITON_INTERPRET=1 before triton is imported to run them on the CPU (slow)"
+            )
+    if out is None:
+        out = empty_pixels(images, formats)
+    check_pixels(images, out, formats)
+    most_images = max(map(len, images), default=0)
+    shapes = tuple(rows_and_columns(image, tensor) for image, tensor in zip(images, out, strict=True))
+    if not any(image.numel() for image in images):
+        return list(out)
+
+    options = launch_options()
+    block = options["BLOCK"]
+    device = images[0].device
+    lengths = [
+        fmt.contrasts * len(image) * rows * triton.cdiv(columns, block)
+        for image, fmt, (rows, columns) in zip(images, formats, shapes, strict=True)
+    ]
+    first_sums = [sum(lengths[:index]) for index in range(len(lengths))]
+    sums = torch.empty(sum(lengths), dtype=torch.float32, device=device)
+    table = pack_programs(images, programs, out, first_sums, shapes).to(device, non_blocking=True)
+    operations = table[len(images) * CROP_COLUMNS :].view(torch.float32)
+    for level in range(max(fmt.contrasts for fmt in formats)):
+        # grid: each block of each image of the crops that have such a contrast
+        sized = tuple(shape if fmt.contrasts > level else (0, 0) for shape, fmt in zip(shapes, formats, strict=True))
+        tiles = tile_table(sized, 1, block, device)
+        if len(tiles):
+            grey_sums_kernel[(most_images * len(tiles),)](
+                table, operations, tiles, sums, len(tiles), level, COLUMNS=CROP_COLUMNS, **options
+            )
+    # grid: each block of each crop, image by image
+    tiles = tile_table(shapes, 1, block, device)
+    pixel_ops_kernel[(most_images * len(tiles),)](
+        table, operations, tiles, sums, len(tiles), COLUMNS=CROP_COLUMNS, **options
+    )
+    return list(out)

@@ -1,0 +1,219 @@
+"""Per-pixel stages on [0, 1] images: colour jitter, grey, solarize, posterize, invert.
+
+Each samples a program for every image (slipstream_kernels.pixel_ops): rows of operation and parameters, NOTHING where
+it is not applied. A crop's stages of this kind, and the Normalize and cast after them, run as one launch that reads and
+writes each pixel once, in float32, rounded once at the end (uint8: half to even).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import torch
+from slipstream_kernels import pixel_ops
+
+from . import checks
+from .draws import Draws
+
+_ORDERS = np.array(list(permutations(range(4))))
+JITTER_ORDERS = ("random", "fixed")
+
+
+class ColorStage:
+    """A per-pixel stage: subclasses are frozen dataclasses with `seed`, and sample a program for each image."""
+
+    __slots__ = ()
+    seed: int | None
+
+    @property
+    def contrasts(self) -> int:
+        """Readings of the whole image that it needs before it can be applied."""
+        return 0
+
+    def sample_program(self, draws: Draws) -> np.ndarray:
+        """Its operations for each image, float32 [B, n, 8] (slipstream_kernels.pixel_ops)."""
+        raise TypeError(f"{type(self).__name__} samples no program")
+
+    def __call__(self, images: torch.Tensor, *, sample_ids: Any = None, epoch: int = 0) -> torch.Tensor:
+        """uint8 images [B, 3, h, w], transformed; with sample_ids a pure function of (seed, sample id, epoch)."""
+        from .pipeline import apply_stage
+
+        return apply_stage(self, images, sample_ids, epoch)
+
+
+@dataclass(frozen=True, slots=True)
+class ColorJitter(ColorStage):
+    """Brightness, contrast, saturation and hue by random amounts: torchvision's ColorJitter, drawn for each sample.
+
+    brightness, contrast, saturation: b for factors in [max(0, 1 - b), 1 + b], or (low, high) with 0 <= low <= high.
+    hue: h <= 0.5 for a shift in [-h, h] turns, or (low, high) within [-0.5, 0.5]. p: the share of samples changed.
+    order: "random" draws one of the 24 orders for each sample (torchvision), "fixed" is in the order of the arguments.
+    additive_brightness: brightness b adds a number in [-b, b] instead (BYOL). seed: its own instead of the loader's.
+    Every operation clamps to [0, 1]. Raises ValueError or TypeError for a parameter outside these ranges.
+    """
+
+    brightness: float | Sequence[float] = 0.0
+    contrast: float | Sequence[float] = 0.0
+    saturation: float | Sequence[float] = 0.0
+    hue: float | Sequence[float] = 0.0
+    _: KW_ONLY
+    p: float = 1.0
+    order: str = "random"
+    additive_brightness: bool = False
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        checks.flag("additive_brightness", self.additive_brightness)
+        checks.one_of("order", self.order, JITTER_ORDERS)
+        centre = 0.0 if self.additive_brightness else 1.0
+        checks.settle(
+            self,
+            brightness=_factors("brightness", self.brightness, centre),
+            contrast=_factors("contrast", self.contrast, 1.0),
+            saturation=_factors("saturation", self.saturation, 1.0),
+            hue=_hues(self.hue),
+            p=checks.probability("p", self.p),
+            seed=checks.seed("seed", self.seed),
+        )
+
+    @property
+    def contrasts(self) -> int:
+        return int(self.contrast != (1.0, 1.0))
+
+    def sample_program(self, draws: Draws) -> np.ndarray:
+        """Block 0: applied (word 0), order (word 1); block 1: the four amounts."""
+        words = draws.words(0, 2)
+        amount = words[:, 1] * 2.0**-32
+        codes = np.array([pixel_ops.BRIGHTNESS, pixel_ops.CONTRAST, pixel_ops.SATURATION, pixel_ops.HUE])
+        if self.additive_brightness:
+            codes[0] = pixel_ops.ADD_BRIGHTNESS
+        program = np.zeros((len(draws), 4, pixel_ops.OP_WIDTH), np.float32)
+        neutral = (0.0 if self.additive_brightness else 1.0, 1.0, 1.0, 0.0)
+        ranges = (self.brightness, self.contrast, self.saturation, self.hue)
+        for index, (limits, still) in enumerate(zip(ranges, neutral, strict=True)):
+            low, high = limits  # pyright: ignore[reportGeneralTypeIssues]  (settled to two numbers)
+            if (low, high) != (still, still):
+                program[:, index, 0] = codes[index]
+                program[:, index, 1] = low + amount[:, index] * (high - low)
+        if self.order == "random":
+            order = _ORDERS[(words[:, 0, 1].astype(np.uint64) * np.uint64(24)) >> np.uint64(32)]
+            program = np.take_along_axis(program, order[:, :, None], axis=1)
+        return _where_applied(program, words[:, 0, 0] * 2.0**-32 < self.p)
+
+
+@dataclass(frozen=True, slots=True)
+class RandomGrayscale(ColorStage):
+    """Grey (0.2989 r + 0.587 g + 0.114 b, in all three channels) with probability p: torchvision's RandomGrayscale."""
+
+    p: float = 0.1
+    _: KW_ONLY
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        checks.settle(self, p=checks.probability("p", self.p), seed=checks.seed("seed", self.seed))
+
+    def sample_program(self, draws: Draws) -> np.ndarray:
+        """Word 0 of block 0 decides."""
+        return _single(draws, self.p, pixel_ops.GREY)
+
+
+@dataclass(frozen=True, slots=True)
+class RandomSolarize(ColorStage):
+    """Invert the values at or above a threshold, with probability p: torchvision's RandomSolarize.
+
+    threshold: in [0, 256], on the scale of uint8, as torchvision's for uint8 images (128 is the recipes').
+    """
+
+    threshold: float
+    p: float = 0.5
+    _: KW_ONLY
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        threshold = checks.number("threshold", self.threshold)
+        if not 0.0 <= threshold <= 256.0:
+            raise ValueError(f"threshold must be in [0, 256] (the scale of uint8), got {self.threshold!r}")
+        checks.settle(self, threshold=threshold, p=checks.probability("p", self.p), seed=checks.seed("seed", self.seed))
+
+    def sample_program(self, draws: Draws) -> np.ndarray:
+        """Word 0 of block 0 decides."""
+        # the product that a byte becomes, so that a byte equal to the threshold is at it
+        return _single(draws, self.p, pixel_ops.SOLARIZE, np.float32(self.threshold) * np.float32(1 / 255))
+
+
+@dataclass(frozen=True, slots=True)
+class RandomPosterize(ColorStage):
+    """Keep `bits` bits of each value (0 to 8), with probability p: torchvision's RandomPosterize on float images."""
+
+    bits: int
+    p: float = 0.5
+    _: KW_ONLY
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        bits = checks.whole("bits", self.bits, 0)
+        if bits > 8:
+            raise ValueError(f"bits must be in [0, 8], got {bits}")
+        checks.settle(self, bits=bits, p=checks.probability("p", self.p), seed=checks.seed("seed", self.seed))
+
+    def sample_program(self, draws: Draws) -> np.ndarray:
+        """Word 0 of block 0 decides."""
+        return _single(draws, self.p, pixel_ops.POSTERIZE, 2**self.bits)
+
+
+@dataclass(frozen=True, slots=True)
+class RandomInvert(ColorStage):
+    """1 - x with probability p: torchvision's RandomInvert."""
+
+    p: float = 0.5
+    _: KW_ONLY
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        checks.settle(self, p=checks.probability("p", self.p), seed=checks.seed("seed", self.seed))
+
+    def sample_program(self, draws: Draws) -> np.ndarray:
+        """Word 0 of block 0 decides."""
+        return _single(draws, self.p, pixel_ops.INVERT)
+
+
+def _single(draws: Draws, p: float, code: int, parameter: Any = 0.0) -> np.ndarray:
+    program = np.zeros((len(draws), 1, pixel_ops.OP_WIDTH), np.float32)
+    program[:, 0, 0] = code
+    program[:, 0, 1] = parameter
+    return _where_applied(program, draws.uniform(0)[:, 0, 0] < p)
+
+
+def _where_applied(program: np.ndarray, applied: np.ndarray) -> np.ndarray:
+    program[~applied] = 0.0  # pixel_ops.NOTHING
+    return program
+
+
+def _factors(field: str, value: Any, centre: float) -> tuple[float, float]:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        if len(value) != 2:
+            raise ValueError(f"{field} must be a number or (low, high), got {value!r}")
+        low, high = (checks.number(field, end) for end in value)
+    else:
+        spread = checks.number(field, value)
+        if spread < 0:
+            raise ValueError(f"{field} must be 0 or more, got {value!r}")
+        low, high = max(centre - spread, 0.0 if centre else -1.0), centre + spread
+    if not (0.0 if centre else -1.0) <= low <= high < float("inf"):
+        raise ValueError(f"{field} must be (low, high) with {0 if centre else -1} <= low <= high, got {value!r}")
+    return low, high
+
+
+def _hues(value: Any) -> tuple[float, float]:
+    low, high = (
+        _factors("hue", value, 0.0)
+        if isinstance(value, Sequence) and not isinstance(value, str)
+        else (-checks.number("hue", value), checks.number("hue", value))
+    )
+    if not -0.5 <= low <= high <= 0.5:
+        raise ValueError(f"hue must be in [0, 0.5], or (low, high) within [-0.5, 0.5], got {value!r}")
+    return low, high
