@@ -140,13 +140,14 @@ def _each_value(code, values, count, a, b):
 
 
 @numba.njit(nogil=True, cache=True)
-def _run(program, end, means, red, green, blue, count):
+def _run(program, end, means, band, count):
     # The first `end` operations of a program on a band. means: of the grey image before each contrast.
+    red, green, blue = band[0], band[1], band[2]
     for index in range(end):
         op = program[index]
-        code = int(op[0])
+        code, amount, rest = int(op[0]), op[1], ONE - op[1]
         if code == HUE:
-            _turn_hue(red, green, blue, count, op[1])
+            _turn_hue(red, green, blue, count, amount)
         elif code == GREY:
             for x in range(count):
                 grey = red[x] * RED + green[x] * GREEN + blue[x] * BLUE
@@ -154,26 +155,23 @@ def _run(program, end, means, red, green, blue, count):
                 green[x] = grey
                 blue[x] = grey
         elif code == SATURATION:
-            factor, rest = op[1], ONE - op[1]
             for x in range(count):
                 grey = (red[x] * RED + green[x] * GREEN + blue[x] * BLUE) * rest
-                red[x] = _clamp(red[x] * factor + grey)
-                green[x] = _clamp(green[x] * factor + grey)
-                blue[x] = _clamp(blue[x] * factor + grey)
-        elif code == NORMALIZE:
-            _each_value(code, red, count, op[1], op[4])
-            _each_value(code, green, count, op[2], op[5])
-            _each_value(code, blue, count, op[3], op[6])
+                red[x] = _clamp(red[x] * amount + grey)
+                green[x] = _clamp(green[x] * amount + grey)
+                blue[x] = _clamp(blue[x] * amount + grey)
         elif code != NOTHING:
-            rest = (ONE - op[1]) * means[index]
-            _each_value(code, red, count, op[1], rest)
-            _each_value(code, green, count, op[1], rest)
-            _each_value(code, blue, count, op[1], rest)
+            for channel in range(3):
+                if code == NORMALIZE:
+                    _each_value(code, band[channel], count, op[1 + channel], op[4 + channel])
+                else:
+                    _each_value(code, band[channel], count, amount, rest * means[index])
 
 
 @numba.njit(nogil=True, cache=True)
-def _sum_of_grey(red, green, blue, count):
+def _sum_of_grey(band, count):
     # Halves added to halves: LLVM makes vectors of that, and the error grows with the logarithm of the count only.
+    red, green, blue = band[0], band[1], band[2]
     for x in range(count):
         red[x] = red[x] * RED + green[x] * GREEN + blue[x] * BLUE
     while count > 1:
@@ -193,7 +191,7 @@ def _to_bytes(values, cells, count):
 @numba.njit(nogil=True, cache=True)
 def _to_bfloat16(values, cells, count):
     for x in range(count):
-        bits = values[x].view(np.uint32)
+        bits = np.float32(values[x]).view(np.uint32)
         rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
         nan = (bits & MAGNITUDE) > INFINITE  # rounding could carry it into the sign
         cells[x] = np.uint16(np.uint32(0x7FC0) if nan else rounded)
@@ -202,12 +200,12 @@ def _to_bfloat16(values, cells, count):
 @numba.njit(nogil=True, cache=True)
 def _to_float16(values, cells, count):
     for x in range(count):
-        bits = values[x].view(np.uint32)
+        bits = np.float32(values[x]).view(np.uint32)
         size = bits & MAGNITUDE
         rounded = (size + np.uint32(0xFFF) + ((size >> np.uint32(13)) & np.uint32(1))) >> np.uint32(13)
         normal = rounded - np.uint32(112 << 10)
         # the last bit of a float32 in [0.5, 1) is worth the least float16, so the addition rounds as needed
-        small = (abs(values[x]) + HALF).view(np.uint32) - HALF_BITS
+        small = np.float32(abs(values[x]) + HALF).view(np.uint32) - HALF_BITS
         half = small if size < NORMAL16 else normal
         half = np.uint32(0x7C00) if size >= PAST16 else half
         half = np.uint32(0x7E00) if size > INFINITE else half
@@ -216,13 +214,13 @@ def _to_float16(values, cells, count):
 
 @numba.njit(nogil=True, cache=True)
 def _store(cells, target, steps, rows, width):
-    # Finished values [3, rows * width] to their places; steps (channel, row, column) in elements, target in bytes.
-    channel_step, row_step, column_step = steps
+    # Finished values [3, rows * width] to their places; steps as in the table.
     size = cells.itemsize
+    channel_step, column_step = steps[1] // size, steps[3] // size
     red, green, blue = cells[0], cells[1], cells[2]
     for y in range(rows):
         begin = y * width
-        place = target + y * row_step * size
+        place = target + y * steps[2]
         if column_step == 1:
             for channel in range(3):
                 out = numba.carray(_pointer(place + channel * channel_step * size), (width,), cells.dtype)
@@ -259,36 +257,35 @@ def _image(source, target, crop, program):
     small = np.empty((3, rows * width), np.uint8)
     short = np.empty((3, rows * width), np.uint16)
     means = np.zeros(len(program), np.float32)
-    for index in range(len(program)):
-        if program[index, 0] == CONTRAST:
-            total = 0.0
-            for top in range(0, height, rows):
-                number = min(rows, height - top)
-                _load_band(source + top * steps[2], steps, band, number, width)
-                _run(program, index, means, band[0], band[1], band[2], number * width)
-                total += _sum_of_grey(band[0], band[1], band[2], number * width)
-            means[index] = total / (height * width)
-    for top in range(0, height, rows):
-        number = min(rows, height - top)
-        count = number * width
-        _load_band(source + top * steps[2], steps, band, number, width)
-        _run(program, len(program), means, band[0], band[1], band[2], count)
-        place = target + top * out_steps[2]
-        size = 4 if crop[STORE] == 3 else 1 if crop[STORE] == 0 else 2
-        elements = (out_steps[1] // size, out_steps[2] // size, out_steps[3] // size)
-        if crop[STORE] == 3:
-            _store(band, place, elements, number, width)
-        elif crop[STORE] == 0:
-            for channel in range(3):
-                _to_bytes(band[channel], small[channel], count)
-            _store(small, place, elements, number, width)
-        else:
-            for channel in range(3):
-                if crop[STORE] == 1:
-                    _to_float16(band[channel], short[channel], count)
-                else:
-                    _to_bfloat16(band[channel], short[channel], count)
-            _store(short, place, elements, number, width)
+    for end in range(len(program) + 1):
+        finished = end == len(program)
+        if not finished and program[end, 0] != CONTRAST:
+            continue
+        total = 0.0
+        for top in range(0, height, rows):
+            number = min(rows, height - top)
+            count = number * width
+            _load_band(source + top * steps[2], steps, band, number, width)
+            _run(program, end, means, band, count)
+            if not finished:
+                total += _sum_of_grey(band, count)
+                continue
+            place = target + top * out_steps[2]
+            if crop[STORE] == 3:
+                _store(band, place, out_steps, number, width)
+            elif crop[STORE] == 0:
+                for channel in range(3):
+                    _to_bytes(band[channel], small[channel], count)
+                _store(small, place, out_steps, number, width)
+            else:
+                for channel in range(3):
+                    if crop[STORE] == 1:
+                        _to_float16(band[channel], short[channel], count)
+                    else:
+                        _to_bfloat16(band[channel], short[channel], count)
+                _store(short, place, out_steps, number, width)
+        if not finished:
+            means[end] = total / (height * width)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -299,9 +296,7 @@ def _images(work, crops):
         source = crop[SOURCE] + image * crop[SOURCE_STEPS]
         target = crop[TARGET] + image * crop[TARGET_STEPS]
         length = crop[LENGTH]
-        program = numba.carray(
-            _pointer(crop[PROGRAMS] + image * length * OP_WIDTH * 4), (length, OP_WIDTH), np.float32
-        )
+        program = numba.carray(_pointer(crop[PROGRAMS] + image * length * OP_WIDTH * 4), (length, OP_WIDTH), np.float32)
         _image(source, target, crop, program)
 
 
@@ -325,7 +320,7 @@ def pixel_ops_cpu(
             raise ValueError(f"the CPU kernel takes images on the CPU, got images[{index}] on {image.device}")
         if formats[index].dtype not in STORES:
             allowed = ", ".join(str(dtype) for dtype in STORES)
-            raise ValueError(f"formats[{index}].dtype must be one of {allowed}, got {formats[index].dtype}")
+            raise TypeError(f"formats[{index}].dtype must be one of {allowed}, got {formats[index].dtype}")
     if out is None:
         out = empty_pixels(images, formats)
     _check_out(out, images, formats)
@@ -354,9 +349,7 @@ def pixel_ops_cpu(
     return list(out)
 
 
-def _check_out(
-    out: Sequence[torch.Tensor], images: Sequence[torch.Tensor], formats: Sequence[PixelFormat]
-) -> None:
+def _check_out(out: Sequence[torch.Tensor], images: Sequence[torch.Tensor], formats: Sequence[PixelFormat]) -> None:
     if len(out) != len(images):
         raise ValueError(f"out must hold {len(images)} tensors, got {len(out)}")
     for index, (tensor, image, fmt) in enumerate(zip(out, images, formats, strict=True)):
