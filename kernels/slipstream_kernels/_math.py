@@ -77,11 +77,14 @@ def rgb_to_hsv(r, g, b):
     spread = top - tl.minimum(tl.minimum(r, g), b)
     is_grey = spread == 0.0
     saturation = tl.div_rn(spread, tl.where(is_grey, 1.0, top))
+    # which two of the three distances from the top count, and from which third of the circle
+    red = top == r
+    green = top == g
+    ahead = top - tl.where(red, b, tl.where(green, r, g))
+    behind = top - tl.where(red, g, tl.where(green, b, r))
+    third = tl.where(red, 0.0, tl.where(green, 2.0, 4.0))
     divisor = tl.where(is_grey, 1.0, spread)
-    rc = tl.div_rn(top - r, divisor)
-    gc = tl.div_rn(top - g, divisor)
-    bc = tl.div_rn(top - b, divisor)
-    sixths = tl.where(top == r, bc - gc, tl.where(top == g, rc + 2.0 - bc, gc + 4.0 - rc))
+    sixths = (tl.div_rn(ahead, divisor) + third) - tl.div_rn(behind, divisor)
     hue = sixths * 0.16666666666666666 + 1.0
     return hue - tl.floor(hue), saturation, top
 
@@ -118,3 +121,11 @@ def unit_to_byte(x):
     x = tl.minimum(tl.maximum(x * 255.0, 0.0), 255.0)
     # at 2**23 a float32 has no fraction, so the addition rounds
     return ((x + 8388608.0) - 8388608.0).to(tl.uint8)
+
+
+@triton.jit
+def round_to_bfloat16(x):
+    """x (float32, no NaN) rounded to the nearest bfloat16, ties to even, still as float32."""
+    bits = x.to(tl.uint32, bitcast=True)
+    bits = (bits + 32767 + ((bits >> 16) & 1)) & 0xFFFF0000
+    return bits.to(tl.float32, bitcast=True)

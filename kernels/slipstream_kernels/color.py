@@ -20,10 +20,11 @@ import numpy as np
 import torch
 import triton
 import triton.language as tl
+from triton import knobs
 from triton.runtime.interpreter import InterpretedFunction
 
 from . import pixel_ops as ops
-from ._math import blend, clamp_unit, grey_of, posterize, shift_hue, unit_to_byte
+from ._math import blend, clamp_unit, grey_of, posterize, round_to_bfloat16, shift_hue, unit_to_byte
 from .pixel_ops import OP_WIDTH, PixelFormat, check_programs, empty_pixels
 from .resized_crop import tile_table
 
@@ -37,6 +38,8 @@ SOLARIZE = tl.constexpr(ops.SOLARIZE)
 POSTERIZE = tl.constexpr(ops.POSTERIZE)
 INVERT = tl.constexpr(ops.INVERT)
 NORMALIZE = tl.constexpr(ops.NORMALIZE)
+# Triton's interpreter cuts bfloat16 off where the hardware rounds it.
+INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 
 DTYPES = {torch.uint8: 0, torch.float16: 1, torch.bfloat16: 2, torch.float32: 3}
 # int64 columns of a crop's row: rows, columns, images, first operation, operations, first sum; then input and output:
@@ -51,14 +54,14 @@ class LaunchOptions(TypedDict):
 
 
 def launch_options() -> LaunchOptions:
-    """Pixels and warps of one program, of both kernels: the blocks of sums are the blocks of pixels."""
+    """Pixels and warps of one program, of both kernels: four pixels a thread, as many as no GPU spills."""
     return {"BLOCK": 512, "num_warps": 4, "enable_fp_fusion": False}
 
 
 @triton.jit
 def image_mean(sums, num_sums, num_pixels):
     # The mean of an image from the sums of its blocks, in one fixed order.
-    total = 0.0
+    total = tl.zeros([], tl.float32)
     for first in range(0, num_sums, 128):
         index = first + tl.arange(0, 128)
         total += tl.sum(tl.load(sums + index, mask=index < num_sums, other=0.0), 0)
@@ -117,15 +120,25 @@ def run_program(r, g, b, program, count, sums, level_step, num_sums, num_pixels)
 
 
 @triton.jit
-def load_pixels(crop, image, row, columns):
-    # Red, green, blue in [0, 1] of one block of pixels of one row.
-    live = columns < tl.load(crop + 1).to(tl.int32)
-    address = tl.load(crop + 6) + image.to(tl.int64) * tl.load(crop + 7) + row.to(tl.int64) * tl.load(crop + 9)
+def plane_offset(pixel, num_rows, num_columns, row_step, column_step):
+    # Where a channel's pixels lie, in elements. Rows that follow one another at one step count as a single row.
+    offset = pixel * column_step.to(tl.int32)
+    if num_rows != 1:
+        offset = pixel // num_columns * row_step.to(tl.int32) + pixel % num_columns * column_step.to(tl.int32)
+    return offset
+
+
+@triton.jit
+def load_pixels(crop, image, pixel, num_rows, num_columns):
+    # Red, green, blue in [0, 1] of one block of pixels.
+    live = pixel < num_rows * num_columns
+    address = tl.load(crop + 6) + image.to(tl.int64) * tl.load(crop + 7)
+    offset = plane_offset(pixel, num_rows, num_columns, tl.load(crop + 9), tl.load(crop + 10))
     step = tl.load(crop + 8)
-    pixel = address.to(tl.pointer_type(tl.uint8)) + columns * tl.load(crop + 10).to(tl.int32)
-    r = tl.load(pixel, mask=live, other=0).to(tl.float32)
-    g = tl.load(pixel + step, mask=live, other=0).to(tl.float32)
-    b = tl.load(pixel + step * 2, mask=live, other=0).to(tl.float32)
+    place = address.to(tl.pointer_type(tl.uint8)) + offset
+    r = tl.load(place, mask=live, other=0).to(tl.float32)
+    g = tl.load(place + step, mask=live, other=0).to(tl.float32)
+    b = tl.load(place + step * 2, mask=live, other=0).to(tl.float32)
     # torchvision multiplies by the reciprocal, rounded to float32
     return r * 0.00392156862745098, g * 0.00392156862745098, b * 0.00392156862745098
 
@@ -138,6 +151,8 @@ def store_channel(x, address, offset, live, kind):
     elif kind == 1:
         tl.store(address.to(tl.pointer_type(tl.float16)) + offset, x.to(tl.float16), mask=live)
     elif kind == 2:
+        if INTERPRETED:
+            x = round_to_bfloat16(x)
         tl.store(address.to(tl.pointer_type(tl.bfloat16)) + offset, x.to(tl.bfloat16), mask=live)
     else:
         tl.store(address.to(tl.pointer_type(tl.float32)) + offset, x, mask=live)
@@ -161,19 +176,18 @@ def grey_sums_kernel(crops, programs, tiles, sums, num_tiles, level, BLOCK: tl.c
             place = tl.where(is_contrast & (seen == level), index, place)
             seen += is_contrast.to(tl.int32)
     if place < count:
-        row = tl.load(tile + 1)
         first = tl.load(tile + 2)
-        columns = first + tl.arange(0, BLOCK)
+        pixel = first + tl.arange(0, BLOCK)
         num_rows = tl.load(crop).to(tl.int32)
         num_columns = tl.load(crop + 1).to(tl.int32)
-        row_sums = tl.cdiv(num_columns, BLOCK)
-        num_sums = num_rows * row_sums
+        num_pixels = num_rows * num_columns
+        num_sums = tl.cdiv(num_pixels, BLOCK)
         level_step = num_images.to(tl.int64) * num_sums
         image_sums = sums + tl.load(crop + 5) + image.to(tl.int64) * num_sums
-        r, g, b = load_pixels(crop, image, row, columns)
-        r, g, b = run_program(r, g, b, program, place, image_sums, level_step, num_sums, num_rows * num_columns)
-        total = tl.sum(tl.where(columns < num_columns, grey_of(r, g, b), 0.0), 0)
-        tl.store(image_sums + level * level_step + row * row_sums + first // BLOCK, total)
+        r, g, b = load_pixels(crop, image, pixel, num_rows, num_columns)
+        r, g, b = run_program(r, g, b, program, place, image_sums, level_step, num_sums, num_pixels)
+        total = tl.sum(tl.where(pixel < num_pixels, grey_of(r, g, b), 0.0), 0)
+        tl.store(image_sums + level * level_step + first // BLOCK, total)
 
 
 @triton.jit
@@ -184,25 +198,24 @@ def pixel_ops_kernel(crops, programs, tiles, sums, num_tiles, BLOCK: tl.constexp
     crop = crops + tl.load(tile) * COLUMNS
     num_images = tl.load(crop + 2).to(tl.int32)
     if image < num_images:
-        row = tl.load(tile + 1)
-        columns = tl.load(tile + 2) + tl.arange(0, BLOCK)
+        pixel = tl.load(tile + 2) + tl.arange(0, BLOCK)
         num_rows = tl.load(crop).to(tl.int32)
         num_columns = tl.load(crop + 1).to(tl.int32)
-        num_sums = num_rows * tl.cdiv(num_columns, BLOCK)
+        num_pixels = num_rows * num_columns
+        num_sums = tl.cdiv(num_pixels, BLOCK)
         level_step = num_images.to(tl.int64) * num_sums
         image_sums = sums + tl.load(crop + 5) + image.to(tl.int64) * num_sums
         count = tl.load(crop + 4).to(tl.int32)
         program = programs + (tl.load(crop + 3) + image.to(tl.int64) * count) * 8
-        r, g, b = load_pixels(crop, image, row, columns)
-        r, g, b = run_program(r, g, b, program, count, image_sums, level_step, num_sums, num_rows * num_columns)
+        r, g, b = load_pixels(crop, image, pixel, num_rows, num_columns)
+        r, g, b = run_program(r, g, b, program, count, image_sums, level_step, num_sums, num_pixels)
 
         kind = tl.load(crop + 16)
         size = tl.where(kind == 0, 1, tl.where(kind == 3, 4, 2))
-        start = image.to(tl.int64) * tl.load(crop + 12) + row.to(tl.int64) * tl.load(crop + 14)
-        address = tl.load(crop + 11) + start * size
+        address = tl.load(crop + 11) + image.to(tl.int64) * tl.load(crop + 12) * size
         step = tl.load(crop + 13) * size
-        offset = columns * tl.load(crop + 15).to(tl.int32)
-        live = columns < num_columns
+        offset = plane_offset(pixel, num_rows, num_columns, tl.load(crop + 14), tl.load(crop + 15))
+        live = pixel < num_pixels
         store_channel(r, address, offset, live, kind)
         store_channel(g, address + step, offset, live, kind)
         store_channel(b, address + step * 2, offset, live, kind)
@@ -224,13 +237,12 @@ def check_pixels(images: Sequence[torch.Tensor], out: Sequence[torch.Tensor], fo
             )
         height, width = image.shape[2:]
         span = max(height * width, *(t.stride(2) * (height - 1) + t.stride(3) * (width - 1) for t in (image, tensor)))
-        if span >= 2**31:
-            raise ValueError(f"images[{index}] or its output spans {span} elements, allowed is less than 2**31")
+        if span >= 2**30:
+            raise ValueError(f"images[{index}] or its output spans {span} elements, allowed is less than 2**30")
 
 
 def rows_and_columns(image: torch.Tensor, out: torch.Tensor) -> tuple[int, int]:
-    """A crop's (h, w), or (1, h * w) where every row follows the last one at the same step in both tensors: blocks are
-    parts of rows, which spares each pixel a division."""
+    """A crop's (h, w), or (1, h * w) where both tensors' rows follow one another at one step: no division for a pixel."""
     height, width = image.shape[2:]
     flat = all(tensor.stride(2) == width * tensor.stride(3) for tensor in (image, out))
     return (1, height * width) if flat else (height, width)
@@ -294,9 +306,10 @@ def pixel_ops(
 
     options = launch_options()
     block = options["BLOCK"]
+    planes = tuple((1, rows * columns) for rows, columns in shapes)
     device = images[0].device
     lengths = [
-        fmt.contrasts * len(image) * rows * triton.cdiv(columns, block)
+        fmt.contrasts * len(image) * triton.cdiv(rows * columns, block)
         for image, fmt, (rows, columns) in zip(images, formats, shapes, strict=True)
     ]
     first_sums = [sum(lengths[:index]) for index in range(len(lengths))]
@@ -305,14 +318,14 @@ def pixel_ops(
     operations = table[len(images) * CROP_COLUMNS :].view(torch.float32)
     for level in range(max(fmt.contrasts for fmt in formats)):
         # grid: each block of each image of the crops that have such a contrast
-        sized = tuple(shape if fmt.contrasts > level else (0, 0) for shape, fmt in zip(shapes, formats, strict=True))
-        tiles = tile_table(sized, 1, block, device)
+        read = tuple((1, n if fmt.contrasts > level else 0) for (_, n), fmt in zip(planes, formats, strict=True))
+        tiles = tile_table(read, 1, block, device)
         if len(tiles):
             grey_sums_kernel[(most_images * len(tiles),)](
                 table, operations, tiles, sums, len(tiles), level, COLUMNS=CROP_COLUMNS, **options
             )
     # grid: each block of each crop, image by image
-    tiles = tile_table(shapes, 1, block, device)
+    tiles = tile_table(planes, 1, block, device)
     pixel_ops_kernel[(most_images * len(tiles),)](
         table, operations, tiles, sums, len(tiles), COLUMNS=CROP_COLUMNS, **options
     )
