@@ -103,3 +103,4 @@ def test_it_compiles_without_spills_and_exactly(
         assert "mma" in ptx, "the products belong on the tensor cores"
     else:
         assert "div.rn.f32" in ptx
+        assert "pixel" not in name or "cvt.rn.bf16" in ptx, "the interpreter's cast is not the hardware's"

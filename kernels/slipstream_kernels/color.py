@@ -242,7 +242,7 @@ def check_pixels(images: Sequence[torch.Tensor], out: Sequence[torch.Tensor], fo
 
 
 def rows_and_columns(image: torch.Tensor, out: torch.Tensor) -> tuple[int, int]:
-    """A crop's (h, w), or (1, h * w) where both tensors' rows follow one another at one step: no division for a pixel."""
+    """A crop's (h, w), or (1, h * w) where both tensors' rows follow on at one step: then no pixel needs a division."""
     height, width = image.shape[2:]
     flat = all(tensor.stride(2) == width * tensor.stride(3) for tensor in (image, out))
     return (1, height * width) if flat else (height, width)
