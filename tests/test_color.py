@@ -38,7 +38,6 @@ TOLERANCES = {
     "program": 1e-5,  # each operation's own, times the factors (to 1.4) of those after it
 }
 
-# name: the program, and torchvision's function of a float image
 OPERATIONS = {
     "nothing": ([ops.NOTHING], lambda x: x),
     "brightness": ([ops.BRIGHTNESS, 1.375], lambda x: tv.adjust_brightness(x, 1.375)),
@@ -52,10 +51,6 @@ OPERATIONS = {
     "invert": ([ops.INVERT], tv.invert),
     "normalize": ([ops.NORMALIZE, *MEAN, *STD], lambda x: tv.normalize(x, list(MEAN), list(STD))),
 }
-
-
-def _on_cpu(images, programs, formats, out=None):
-    return pixel_ops_cpu(images, programs, formats, out)
 
 
 def _in_interpreter(images, programs, formats, out=None):
@@ -83,7 +78,7 @@ def _on_gpu(images, programs, formats, out=None):
 
 @pytest.fixture(
     params=[
-        pytest.param(_on_cpu, id="cpu"),
+        pytest.param(pixel_ops_cpu, id="cpu"),
         pytest.param(_in_interpreter, id="interpreter", marks=pytest.mark.interpret),
         pytest.param(_on_gpu, id="gpu", marks=pytest.mark.gpu),
     ]
@@ -119,12 +114,6 @@ def noise(seed: int, *shape: int) -> torch.Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
-def crops_of(scenes: list[np.ndarray], run: Run) -> list[torch.Tensor]:
-    """The scenes, small enough for the interpreter where it is that."""
-    size = 24 if run is _in_interpreter else 500
-    return [batch_of(scene[:size, :size]) for scene in scenes]
-
-
 def check_operation(run: Run, name: str, images: list[torch.Tensor]) -> None:
     row, expected_of = OPERATIONS[name]
     outputs = run(images, [program_of([row])] * len(images), [FLOAT] * len(images))
@@ -141,7 +130,8 @@ def check_operation(run: Run, name: str, images: list[torch.Tensor]) -> None:
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_each_operation_is_torchvisions(run: Run, scenes: list[np.ndarray], name: str) -> None:
-    check_operation(run, name, crops_of(scenes, run))
+    size = 24 if run is _in_interpreter else 500
+    check_operation(run, name, [batch_of(scene[:size, :size]) for scene in scenes])
 
 
 @pytest.mark.parametrize("name", OPERATIONS)

@@ -61,29 +61,28 @@ def _clamp(x):
 
 
 @numba.njit(nogil=True, cache=True)
-def _load_row(source, steps, red, green, blue, begin, width):
+def _load_row(source, channel_step, column_step, band, begin, width):
     # One row of bytes, any steps, scaled to [0, 1] into the band from `begin` on.
-    channel_step, column_step = steps
     if column_step == 1:  # known here, so that LLVM loads vectors
         for channel in range(3):
             row = numba.carray(_pointer(source + channel * channel_step), (width,), np.uint8)
-            out = red if channel == 0 else green if channel == 1 else blue
+            out = band[channel, begin : begin + width]
             for x in range(width):
-                out[begin + x] = F(row[x]) * BYTE
-    elif column_step == 3 and channel_step == 1:
-        row = numba.carray(_pointer(source), (3 * width,), np.uint8)
+                out[x] = F(row[x]) * BYTE
+        return
+    red, green, blue = band[0, begin:], band[1, begin:], band[2, begin:]
+    row = numba.carray(_pointer(source), (2 * channel_step + (width - 1) * column_step + 1,), np.uint8)
+    if column_step == 3 and channel_step == 1:
         for x in range(width):
-            red[begin + x] = F(row[3 * x]) * BYTE
-            green[begin + x] = F(row[3 * x + 1]) * BYTE
-            blue[begin + x] = F(row[3 * x + 2]) * BYTE
+            red[x] = F(row[3 * x]) * BYTE
+            green[x] = F(row[3 * x + 1]) * BYTE
+            blue[x] = F(row[3 * x + 2]) * BYTE
     else:
-        span = 2 * channel_step + (width - 1) * column_step + 1
-        row = numba.carray(_pointer(source), (span,), np.uint8)
         for x in range(width):
             place = x * column_step
-            red[begin + x] = F(row[place]) * BYTE
-            green[begin + x] = F(row[place + channel_step]) * BYTE
-            blue[begin + x] = F(row[place + 2 * channel_step]) * BYTE
+            red[x] = F(row[place]) * BYTE
+            green[x] = F(row[place + channel_step]) * BYTE
+            blue[x] = F(row[place + 2 * channel_step]) * BYTE
 
 
 @numba.njit(nogil=True, cache=True)
@@ -217,34 +216,33 @@ def _store(cells, target, steps, rows, width):
     # Finished values [3, rows * width] to their places; steps as in the table.
     size = cells.itemsize
     channel_step, column_step = steps[1] // size, steps[3] // size
-    red, green, blue = cells[0], cells[1], cells[2]
     for y in range(rows):
-        begin = y * width
         place = target + y * steps[2]
         if column_step == 1:
             for channel in range(3):
-                out = numba.carray(_pointer(place + channel * channel_step * size), (width,), cells.dtype)
-                values = red if channel == 0 else green if channel == 1 else blue
+                out = numba.carray(_pointer(place + channel * steps[1]), (width,), cells.dtype)
+                values = cells[channel, y * width : (y + 1) * width]
                 for x in range(width):
-                    out[x] = values[begin + x]
-        elif column_step == 3 and channel_step == 1:
-            out = numba.carray(_pointer(place), (3 * width,), cells.dtype)
+                    out[x] = values[x]
+            continue
+        red, green, blue = cells[0, y * width :], cells[1, y * width :], cells[2, y * width :]
+        out = numba.carray(_pointer(place), (2 * channel_step + (width - 1) * column_step + 1,), cells.dtype)
+        if column_step == 3 and channel_step == 1:
             for x in range(width):
-                out[3 * x] = red[begin + x]
-                out[3 * x + 1] = green[begin + x]
-                out[3 * x + 2] = blue[begin + x]
+                out[3 * x] = red[x]
+                out[3 * x + 1] = green[x]
+                out[3 * x + 2] = blue[x]
         else:
-            out = numba.carray(_pointer(place), (2 * channel_step + (width - 1) * column_step + 1,), cells.dtype)
             for x in range(width):
-                out[x * column_step] = red[begin + x]
-                out[x * column_step + channel_step] = green[begin + x]
-                out[x * column_step + 2 * channel_step] = blue[begin + x]
+                out[x * column_step] = red[x]
+                out[x * column_step + channel_step] = green[x]
+                out[x * column_step + 2 * channel_step] = blue[x]
 
 
 @numba.njit(nogil=True, cache=True)
 def _load_band(source, steps, band, rows, width):
     for y in range(rows):
-        _load_row(source + y * steps[2], (steps[1], steps[3]), band[0], band[1], band[2], y * width, width)
+        _load_row(source + y * steps[2], steps[1], steps[3], band, y * width, width)
 
 
 @numba.njit(nogil=True, cache=True)
