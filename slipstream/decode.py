@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from slipstream_kernels.ragged import RaggedBatch
 
 from .header import HeaderError, read_header
@@ -64,7 +64,13 @@ def decode_with_pillow(data: np.ndarray, *, max_pixels: int | None = None, apply
         Image.init()  # loads the plugins once; which ones there are depends on how Pillow was built
         formats = [name for name in _PILLOW_FORMATS if name in Image.OPEN]
         stream = io.BytesIO(data)  # pyright: ignore[reportArgumentType]  (its stubs know no buffers before Python 3.12)
-        with Image.open(stream, formats=formats) as image:
+        try:
+            opened = Image.open(stream, formats=formats)
+        except UnidentifiedImageError:
+            # Pillow's own message names the stream by its address.
+            reason = f"no image that Pillow knows: {len(data)} bytes, beginning {bytes(data[:8])!r}"
+            raise UnidentifiedImageError(reason) from None
+        with opened as image:
             _check_pixels(image.height, image.width, max_pixels)
             image.load()
             if apply_exif:

@@ -89,7 +89,8 @@ class Pipeline:
             try:
                 table = _byte_table([stage for stage in chain if isinstance(stage, PointwiseStage)])
             except TypeError as error:
-                raise TypeError(f"pipelines[{field!r}], crop {name!r}: {error}") from None
+                which = f", crop {name!r}" if name else ""
+                raise TypeError(f"pipelines[{field!r}]{which}: {error}") from None
             assert isinstance(crop.size, tuple)
             last = crop.memory_format == torch.channels_last
             self._formats.append(OutputFormat(size=crop.size, table=table, channels_last=last))
