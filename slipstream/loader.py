@@ -32,13 +32,19 @@ class SlipstreamLoader:
     exclude_fields: fields not to read. device: None is SLIPSTREAM_DEVICE, else the current CUDA device (LOCAL_RANK's
     under torchrun), else the CPU. backend: None (Triton on CUDA, else the CPU kernels), "triton" or "cpu"; a crop
     stage's own goes before it. num_threads: for decoding and for CPU crops, None is this process's share of the cores.
-    prefetch: batches made ahead.
-    apply_exif: turn images as their EXIF orientation says. verbose: a line about the data, and progress of downloads.
+    prefetch: batches made ahead. apply_exif: turn images as their EXIF orientation says. verbose: a line about the
+    data, and progress of downloads.
+
+    A batch is a dict: each crop by its name, [B, 3, h, w] (without names, under its field: a tensor, or a list of
+    them); the other fields as int64, float32 or bool [B], equal-shape arrays stacked, anything else as a list; and
+    `_indices`, the sample ids, int64 [B]. Tensors are on the device, ready on its current stream; `_indices` is on the
+    CPU.
 
     Each `iter()` is the next epoch (0, 1, ...; `set_epoch(n)` sets the next one) and ends the iterator before it. The
     same seed gives the same bytes, whatever the batch size, the device's speed or the number of threads. Raises
-    ValueError or TypeError that names the argument when made; DecodeError or ReadError, naming samples, at `next()`,
-    after which iteration goes on with the next batch.
+    ValueError or TypeError that names the argument when made, and RuntimeError for a backend that cannot run there;
+    at `next()` DecodeError or ReadError, naming samples, or ValueError for a pickled field that could run code, after
+    which iteration goes on with the next batch.
     """
 
     def __init__(
