@@ -20,7 +20,7 @@ from .decode import Decoder
 from .device import choose_device, own_cores, resolve_backend
 from .pipeline import Pipeline
 from .sampler import Sampler
-from .workers import CLOSED, Drawn, Resources, Work, finish
+from .workers import CLOSED, Drawn, Resources, Work, end_from_any_thread, finish
 
 
 class SlipstreamLoader:
@@ -104,7 +104,7 @@ class SlipstreamLoader:
             verbose=verbose,
         )
         self._next_epoch = 0
-        self._finalizer = weakref.finalize(self, self._resources.close)
+        self._finalizer = weakref.finalize(self, end_from_any_thread, self._resources.close)
         if verbose:
             print(f"slipstream: {len(dataset)} samples, batches of {self.batch_size} on {self.device}", flush=True)
 
@@ -141,7 +141,7 @@ class _Epoch:
         self._loader = loader
         self._work = work
         self._left = len(loader)
-        weakref.finalize(self, work.stop)
+        weakref.finalize(self, end_from_any_thread, work.stop)
 
     def __iter__(self) -> _Epoch:
         return self
@@ -159,7 +159,10 @@ class _Epoch:
             raise RuntimeError("this iterator was ended by a newer one of the same loader")
         self._left -= 1
         if isinstance(made, BaseException):
-            raise made
+            try:
+                raise made
+            finally:
+                del made  # its traceback has this frame: a cycle that would keep the loader until the collector runs
         if isinstance(made, Drawn):
             made = self._launch(made)
         return made
@@ -167,11 +170,12 @@ class _Epoch:
     def _launch(self, drawn: Drawn) -> dict[str, Any]:
         # On a GPU: crops on the current stream, and DALI's buffers held until that stream has read them.
         resources = self._loader._resources
-        batch = finish(resources, drawn)
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(self._loader.device))
-        resources.hold(event, [images for images, _, _ in drawn.images.values()])
-        return batch
+        try:
+            return finish(resources, drawn)
+        finally:  # after an error too: what was launched before it still reads
+            event = torch.cuda.Event()
+            event.record(torch.cuda.current_stream(self._loader.device))
+            resources.hold(event, [images for images, _, _ in drawn.images.values()])
 
 
 def _read_fields(fields: Mapping[str, str], exclude_fields: Sequence[str]) -> dict[str, str]:
