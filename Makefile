@@ -19,8 +19,8 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
-demo: $(READY)  ## real photographs -> LitData chunks -> DINO crops, with a contact sheet in out/
-	$(BIN)/slipstream demo --out $(OUT)
+demo: $(READY)  ## real photographs -> LitData chunks -> DINO crops, with a contact sheet, out/demo/crops.png
+	$(BIN)/slipstream demo --out $(OUT)/demo
 
 # The interpreter and the compiler of Triton cannot share a process, hence two runs.
 test: $(READY)  ## every test; those that need a GPU run where there is one

@@ -4,9 +4,9 @@ Every peer is an iterable of batches, one epoch each time it is iterated. Epochs
 machine does falls on all alike, and every peer's batches are checked before it is timed: slipstream's crops with the
 two-pass Pillow oracle at the boxes it returned, byte for byte; the DataLoader's by shape, dtype and mean.
 
-On two cores of an AMD EPYC (Zen 4), other work beside it, 2026-11-23, 03c8ea0, 108 ImageNet photographs, images/s:
-slipstream decodes 1290, 1x224 944 (73 % of that), DINO-6 614 (48 %), its globals normalised 511 (40 %); the DataLoader
-691, 883, 491 and 343. Every sample is in results/loader-cpu.json.
+On two cores of an AMD EPYC (Zen 4), other work beside it, 2026-11-23, 91eb21d, 108 ImageNet photographs, images/s:
+slipstream decodes 1200, 1x224 1013 (84 % of that), DINO-6 746 (62 %), its globals normalised 569 (47 %); the DataLoader
+690, 821, 451 and 364. Every sample is in results/loader-cpu.json.
 """
 
 from __future__ import annotations

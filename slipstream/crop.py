@@ -24,10 +24,13 @@ class RandomResizedCrop:
 
     size: int or (h, w), pixels. scale: range of the box's area as a fraction of the image's, in (0, 1]. ratio: range of
     its width / height, drawn uniformly in the logarithm. interpolation: "bilinear" or "bicubic". seed: fixes the box
-    only; two crops with the same seed and parameters get the same boxes. return_boxes: add the boxes to the output.
-    memory_format: of the output. backend: None (Triton for CUDA tensors, else the CPU kernel), "triton" or "cpu".
+    only; two crops with the same seed and parameters get the same boxes. return_boxes: add `<field>_box` int32 [B, 4]
+    (top, left, height, width), in pixels of the source, and `<field>_flip` bool [B] where it is flipped at random.
+    memory_format: of the output, torch.contiguous_format or torch.channels_last. backend: None (Triton for CUDA
+    tensors, else the CPU kernel), "triton" or "cpu".
 
-    Called on images (uint8 [B, 3, H, W], or a list of [3, H, W] of any sizes) it gives one [B, 3, h, w] tensor.
+    Called on images (uint8 [B, 3, H, W], or a list of [3, H, W] of any sizes and strides, on the CPU or a GPU) it gives
+    one uint8 [B, 3, h, w] tensor there (with return_boxes a dict: `image` and `image_box`).
     Raises ValueError or TypeError for a parameter outside these ranges. Source: torchvision's get_params.
     """
 
@@ -51,10 +54,11 @@ class RandomResizedCrop:
         )
         _check_output(self)
 
-    def __call__(
-        self, images: Any, *, sample_ids: Any = None, epoch: int = 0
-    ) -> torch.Tensor | dict[str, torch.Tensor]:
-        """The crops of these images; with sample_ids a pure function of (seed, sample id, epoch) and the pixels."""
+    def __call__(self, images: Any, *, sample_ids: Any = None, epoch: int = 0) -> torch.Tensor | Any:
+        """The crops of these images; with sample_ids a pure function of (seed, sample id, epoch) and the pixels.
+
+        sample_ids: [B] whole numbers in [0, 2**64), None draws new crops. epoch: in [0, 2**32).
+        """
         from .pipeline import apply_crops
 
         return apply_crops(self, images, sample_ids, epoch)
@@ -66,7 +70,9 @@ class CenterCrop:
 
     size: int or (h, w) of the crop, pixels. resize: the short side is resized to this first, the long one in proportion
     (an int, at least the crop's sides), or both sides to (h, w), or None for no resize. An image that is smaller than
-    the crop is a ValueError when it comes. Others as in RandomResizedCrop; nothing here is random.
+    the crop is a ValueError when it comes (from a loader a DecodeError that names the sample). return_boxes: the part
+    of the source that is seen, in the nearest whole pixels. Others, outputs and errors as in RandomResizedCrop; nothing
+    here is random. Source: torchvision's _compute_resized_image_output_size and center_crop.
     """
 
     size: int | tuple[int, int]
@@ -88,9 +94,7 @@ class CenterCrop:
         checks.settle(self, size=size, resize=resize)
         _check_output(self)
 
-    def __call__(
-        self, images: Any, *, sample_ids: Any = None, epoch: int = 0
-    ) -> torch.Tensor | dict[str, torch.Tensor]:
+    def __call__(self, images: Any, *, sample_ids: Any = None, epoch: int = 0) -> torch.Tensor | Any:
         """The crops of these images, [B, 3, h, w]; sample_ids and epoch change nothing."""
         from .pipeline import apply_crops
 
@@ -106,9 +110,11 @@ class MultiRandomResizedCrop:
 
     crops: name -> parameters of a RandomResizedCrop as a dict, or a RandomResizedCrop or CenterCrop. seed: stands in
     for the loader's seed, for crops that have none of their own. return_boxes: add `<crop>_box` int32 [B, 4] (top,
-    left, height, width) for every crop, and `<crop>_flip` bool [B] where it is flipped at random. backend: see there.
+    left, height, width) for every crop, and `<crop>_flip` bool [B] where it is flipped at random. backend: as in
+    RandomResizedCrop, for all crops.
 
-    Called on images it gives a dict name -> [B, 3, h, w]. Raises ValueError or TypeError that names crop and parameter.
+    Called on images it gives a dict name -> uint8 [B, 3, h, w]. Raises ValueError or TypeError that names crop and
+    parameter.
     """
 
     crops: Mapping[str, Mapping[str, Any] | Crop]
@@ -134,7 +140,10 @@ class MultiRandomResizedCrop:
                     raise ValueError(f"crops must not name {name!r}, which return_boxes=True gives: name it otherwise")
 
     def __call__(self, images: Any, *, sample_ids: Any = None, epoch: int = 0) -> dict[str, torch.Tensor]:
-        """The named crops of these images; with sample_ids pure in (seed, sample id, epoch) and the pixels."""
+        """The named crops of these images; with sample_ids pure in (seed, sample id, epoch) and the pixels.
+
+        sample_ids: [B] whole numbers in [0, 2**64), None draws new crops. epoch: in [0, 2**32).
+        """
         from .pipeline import apply_crops
 
         return apply_crops(self, images, sample_ids, epoch)
@@ -145,8 +154,9 @@ class MultiCropRandomResizedCrop:
     """The same random resized crop several times, each with boxes of its own, as a list.
 
     num_crops: 1 or more. seed: stands in for the loader's. The others as in RandomResizedCrop; boxes and flips are
-    `image_0_box`, `image_0_flip`, ... for a field named image. Called on images it gives a list of [B, 3, h, w]
-    (with return_boxes a dict: that list as `image`, then `image_0_box`, `image_1_box`, ...).
+    `image_0_box`, `image_0_flip`, ... for a field named image. Called on images it gives a list of uint8 [B, 3, h, w]
+    (with return_boxes a dict: that list as `image`, then `image_0_box`, `image_1_box`, ...). Raises ValueError or
+    TypeError that names the parameter.
     """
 
     num_crops: int = 2
@@ -184,10 +194,11 @@ class MultiCropRandomResizedCrop:
             backend=self.backend,
         )
 
-    def __call__(
-        self, images: Any, *, sample_ids: Any = None, epoch: int = 0
-    ) -> list[torch.Tensor] | dict[str, torch.Tensor]:
-        """The crops of these images; with sample_ids a pure function of (seed, sample id, epoch) and the pixels."""
+    def __call__(self, images: Any, *, sample_ids: Any = None, epoch: int = 0) -> list[torch.Tensor] | Any:
+        """The crops of these images; with sample_ids a pure function of (seed, sample id, epoch) and the pixels.
+
+        sample_ids: [B] whole numbers in [0, 2**64), None draws new crops. epoch: in [0, 2**32).
+        """
         from .pipeline import apply_crops
 
         return apply_crops(self, images, sample_ids, epoch)

@@ -88,7 +88,10 @@ class SlipstreamDataset(torch.utils.data.Dataset):
         return len(self.source) if self.sample_ids is None else len(self.sample_ids)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        position = operator.index(index)
+        try:
+            position = operator.index(index)
+        except TypeError:
+            raise TypeError(f"index must be an int, got {index!r}; indices= makes a subset") from None
         if not -len(self) <= position < len(self):
             raise IndexError(f"index {position} is out of range: the dataset has {len(self)} samples")
         position %= len(self)
@@ -124,8 +127,10 @@ def _open_remote(place: Any, cache_dir: Any, storage_options: Any, allow_pickle:
     try:
         return open_litdata(place, cache_dir=cache_dir, storage_options=storage_options, allow_pickle=allow_pickle)
     except FileNotFoundError as error:
-        if "://" in place or not os.path.isdir(os.path.expanduser(place)):
+        if "://" in place:
             raise
+        if not os.path.isdir(os.path.expanduser(place)):
+            raise FileNotFoundError(f"remote_dir {place!r} does not exist") from None
         raise FileNotFoundError(
             f"remote_dir holds no LitData set ({error}); give a folder of images as local_dir"
         ) from None

@@ -10,12 +10,13 @@ import io
 import os
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from slipstream_kernels.ragged import RaggedBatch
 
 from .header import HeaderError, read_header
@@ -64,7 +65,13 @@ def decode_with_pillow(data: np.ndarray, *, max_pixels: int | None = None, apply
         Image.init()  # loads the plugins once; which ones there are depends on how Pillow was built
         formats = [name for name in _PILLOW_FORMATS if name in Image.OPEN]
         stream = io.BytesIO(data)  # pyright: ignore[reportArgumentType]  (its stubs know no buffers before Python 3.12)
-        with Image.open(stream, formats=formats) as image:
+        try:
+            opened = Image.open(stream, formats=formats)
+        except UnidentifiedImageError:
+            # Pillow's own message names the stream by its address.
+            reason = f"no image that Pillow knows: {len(data)} bytes, beginning {bytes(data[:8])!r}"
+            raise UnidentifiedImageError(reason) from None
+        with opened as image:
             _check_pixels(image.height, image.width, max_pixels)
             image.load()
             if apply_exif:
@@ -114,6 +121,7 @@ class Decoder:
         self._pid = os.getpid()
         self._closed = False
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._reading: deque[tuple[Any, tuple[np.ndarray, ...]]] = deque()  # encoded bytes until the GPU has read them
         self._pipeline = _Pipeline(device, max_batch=max_batch, num_threads=num_threads, apply_exif=apply_exif)
         self._pipeline.build()
 
@@ -127,9 +135,10 @@ class Decoder:
 
         On the CPU the pixels are there on return, and live as long as the batch's `owners`.
         On the GPU the call returns when the host's part is done: make the stream that reads the pixels wait for the
-        event `ready`, and keep `owners` (they hold the pixels and the encoded bytes that the GPU may still read) until
-        an event recorded on that stream after the last kernel that reads them has passed. Only then drop them: DALI
-        frees and reuses the memory in the order of its own streams, which know nothing of the reader's.
+        event `ready`, and keep `owners` until an event recorded on that stream after the last kernel that reads them
+        has passed. Only then drop them: DALI frees and reuses the memory in the order of its own streams, which know
+        nothing of the reader's. The encoded bytes, which the GPU may still read, the decoder holds itself, so that a
+        batch that nobody reads can be dropped at any time.
 
         Raises DecodeError naming every sample that neither DALI nor Pillow could decode, or that has more than
         max_pixels; the decoder goes on with the next batch. Raises ValueError for more than max_batch images, and
@@ -145,7 +154,17 @@ class Decoder:
         with self._lock:
             if self._closed:
                 raise RuntimeError("this Decoder is closed")
-            return self._decode(encoded, sample_ids, describe)
+            try:
+                batch = self._decode(encoded, sample_ids, describe)
+            except BaseException:
+                if self._stream is not None:
+                    self._stream.synchronize()  # the caller lets go of the encoded bytes
+                raise
+            if self._stream is not None:
+                self._reading.append((batch.ready, tuple(encoded)))
+                while self._reading and self._reading[0][0].query():
+                    self._reading.popleft()
+            return batch
 
     def close(self) -> None:
         """End DALI's threads; pixels already handed out stay as they are. A second call does nothing."""
@@ -153,6 +172,9 @@ class Decoder:
             with self._lock:
                 self._closed = True
                 self._pipeline.close()
+                for ready, _ in self._reading:
+                    ready.synchronize()
+                self._reading.clear()
 
     def _decode(
         self, encoded: Sequence[np.ndarray], sample_ids: Sequence[int] | np.ndarray, describe: Callable[[int], str]
@@ -174,31 +196,27 @@ class Decoder:
             (known if header.format in _DALI_FORMATS else alone).append(row)
 
         table = _Table(len(encoded), self._device, self._stream)
-        failure: RuntimeError | None = None
+        failure = ""
         if known:
             self._pipeline.build()  # outside: that a new pipeline cannot be made is no image's fault
             try:
                 outputs = self._pipeline.run([encoded[row] for row in known], self._stream)
             except RuntimeError as error:  # DALI's only answer to an image that it refuses
-                failure = error
+                failure = str(error) or type(error).__name__  # not itself: it has this frame, a cycle that holds pixels
                 alone = sorted(alone + known)
             else:
                 table.put_outputs(known, outputs)
         if alone:
             refused = self._decode_each_alone(encoded, alone, set(known), table, reasons)
-            if failure is not None and not refused:  # want of memory, say: right, but slow from now on
+            if failure and not refused:  # want of memory, say: right, but slow from now on
                 warnings.warn(
                     f"DALI failed on a batch and then decoded each of its images alone: {failure}",
                     RuntimeWarning,
                     stacklevel=3,
                 )
         if reasons:
-            if self._stream is not None:
-                self._stream.synchronize()  # the caller lets go of the encoded bytes, which the GPU may still read
             rows = ((int(sample_ids[row]), row) for row in sorted(reasons))
             raise DecodeError([(sample_id, describe(sample_id), reasons[row]) for sample_id, row in rows])
-        if self._stream is not None:
-            table.owners.append(tuple(encoded))
         return table.batch()
 
     def _decode_each_alone(

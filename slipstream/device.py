@@ -11,7 +11,8 @@ import torch
 def choose_device(given: torch.device | str | None) -> torch.device:
     """The device that a loader's argument means; ValueError for one that is unknown or not there.
 
-    None is $SLIPSTREAM_DEVICE, else the current CUDA device (LOCAL_RANK's under torchrun), else the CPU.
+    None is $SLIPSTREAM_DEVICE, else the current CUDA device (LOCAL_RANK's under torchrun, unless the process sees one
+    only), else the CPU.
     """
     name = "device"
     if given is None and os.environ.get("SLIPSTREAM_DEVICE"):
@@ -19,7 +20,13 @@ def choose_device(given: torch.device | str | None) -> torch.device:
     if given is None:
         if not torch.cuda.is_available():
             return torch.device("cpu")
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())))
+        count = torch.cuda.device_count()
+        if "LOCAL_RANK" not in os.environ or count == 1:
+            return torch.device("cuda", torch.cuda.current_device())
+        rank = os.environ["LOCAL_RANK"]
+        if not rank.isdecimal() or int(rank) >= count:
+            raise ValueError(f"LOCAL_RANK must be one of this machine's CUDA devices, 0 to {count - 1}, got {rank!r}")
+        return torch.device("cuda", int(rank))
     try:
         device = torch.device(given)
     except (RuntimeError, TypeError):

@@ -20,7 +20,7 @@ from .decode import Decoder
 from .device import choose_device, own_cores, resolve_backend
 from .pipeline import Pipeline
 from .sampler import Sampler
-from .workers import CLOSED, Drawn, Resources, Work, finish
+from .workers import CLOSED, Drawn, Resources, Work, end_from_any_thread, finish
 
 
 class SlipstreamLoader:
@@ -32,13 +32,19 @@ class SlipstreamLoader:
     exclude_fields: fields not to read. device: None is SLIPSTREAM_DEVICE, else the current CUDA device (LOCAL_RANK's
     under torchrun), else the CPU. backend: None (Triton on CUDA, else the CPU kernels), "triton" or "cpu"; a crop
     stage's own goes before it. num_threads: for decoding and for CPU crops, None is this process's share of the cores.
-    prefetch: batches made ahead.
-    apply_exif: turn images as their EXIF orientation says. verbose: a line about the data, and progress of downloads.
+    prefetch: batches made ahead. apply_exif: turn images as their EXIF orientation says. verbose: a line about the
+    data, and progress of downloads.
+
+    A batch is a dict: each crop by its name, [B, 3, h, w] (without names, under its field: a tensor, or a list of
+    them); the other fields as int64, float32 or bool [B], equal-shape arrays stacked, anything else as a list; and
+    `_indices`, the sample ids, int64 [B]. Tensors are on the device, ready on its current stream; `_indices` is on the
+    CPU.
 
     Each `iter()` is the next epoch (0, 1, ...; `set_epoch(n)` sets the next one) and ends the iterator before it. The
     same seed gives the same bytes, whatever the batch size, the device's speed or the number of threads. Raises
-    ValueError or TypeError that names the argument when made; DecodeError or ReadError, naming samples, at `next()`,
-    after which iteration goes on with the next batch.
+    ValueError or TypeError that names the argument when made, and RuntimeError for a backend that cannot run there;
+    at `next()` DecodeError or ReadError, naming samples, or ValueError for a pickled field that could run code, after
+    which iteration goes on with the next batch.
     """
 
     def __init__(
@@ -98,7 +104,7 @@ class SlipstreamLoader:
             verbose=verbose,
         )
         self._next_epoch = 0
-        self._finalizer = weakref.finalize(self, self._resources.close)
+        self._finalizer = weakref.finalize(self, end_from_any_thread, self._resources.close)
         if verbose:
             print(f"slipstream: {len(dataset)} samples, batches of {self.batch_size} on {self.device}", flush=True)
 
@@ -135,7 +141,7 @@ class _Epoch:
         self._loader = loader
         self._work = work
         self._left = len(loader)
-        weakref.finalize(self, work.stop)
+        weakref.finalize(self, end_from_any_thread, work.stop)
 
     def __iter__(self) -> _Epoch:
         return self
@@ -153,7 +159,10 @@ class _Epoch:
             raise RuntimeError("this iterator was ended by a newer one of the same loader")
         self._left -= 1
         if isinstance(made, BaseException):
-            raise made
+            try:
+                raise made
+            finally:
+                del made  # its traceback has this frame: a cycle that would keep the loader until the collector runs
         if isinstance(made, Drawn):
             made = self._launch(made)
         return made
@@ -161,11 +170,12 @@ class _Epoch:
     def _launch(self, drawn: Drawn) -> dict[str, Any]:
         # On a GPU: crops on the current stream, and DALI's buffers held until that stream has read them.
         resources = self._loader._resources
-        batch = finish(resources, drawn)
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(self._loader.device))
-        resources.hold(event, [images for images, _, _ in drawn.images.values()])
-        return batch
+        try:
+            return finish(resources, drawn)
+        finally:  # after an error too: what was launched before it still reads
+            event = torch.cuda.Event()
+            event.record(torch.cuda.current_stream(self._loader.device))
+            resources.hold(event, [images for images, _, _ in drawn.images.values()])
 
 
 def _read_fields(fields: Mapping[str, str], exclude_fields: Sequence[str]) -> dict[str, str]:

@@ -85,7 +85,8 @@ class Pipeline:
             try:
                 chain = compile_chain(_with_keys(chains[name], scope, name))
             except TypeError as error:
-                raise TypeError(f"pipelines[{field!r}], crop {name!r}: {error}") from None
+                which = f", crop {name!r}" if name else ""
+                raise TypeError(f"pipelines[{field!r}]{which}: {error}") from None
             self.programs.append(CropProgram(name=name, crop=crop, box_key=key, chain=chain))
             assert isinstance(crop.size, tuple)
             last = crop.memory_format == torch.channels_last

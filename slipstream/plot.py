@@ -239,6 +239,9 @@ class _Sheet:
 def _as_images(name: str, images: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
     if isinstance(images, (torch.Tensor, np.ndarray)) and images.ndim == 3:
         images = images[None]
+    for image in images:
+        if isinstance(image, (str, bytes)):
+            raise TypeError(f"{name} must be decoded images [C, H, W] (decode_images=True), got {type(image).__name__}")
     tensors = [torch.as_tensor(image).detach() for image in images]
     if not tensors:
         raise ValueError(f"{name} must hold at least one image, got none")

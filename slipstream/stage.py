@@ -42,7 +42,8 @@ class RandomHorizontalFlip:
     """Mirror the crop left to right with probability p, drawn for each sample (torchvision's RandomHorizontalFlip).
 
     p: in [0, 1]. seed: its own instead of the loader's; two with the same seed flip the same samples. Called on images
-    [B, C, h, w] of any dtype it gives a new tensor of that shape.
+    [B, C, h, w] of any dtype it gives a new tensor of that shape and dtype. Raises ValueError or TypeError that names
+    the parameter, or the images' shape.
     """
 
     p: float = 0.5
@@ -69,11 +70,12 @@ class Normalize:
 
     mean, std: three numbers, of values in [0, 1]. dtype: of the output, float32 by default for uint8 and the input's
     own for floats; the arithmetic is float32 for uint8, rounded once. On uint8 it equals torchvision v2's
-    to_dtype(float32, scale=True) then normalize bit for bit. Called on [..., 3, h, w] it gives the same shape.
+    to_dtype(float32, scale=True) then normalize bit for bit. Called on [..., 3, h, w] it gives the same shape. Raises
+    ValueError or TypeError that names the parameter (a std of zero is one), or the images' shape or dtype.
     """
 
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: Sequence[float] = IMAGENET_MEAN
+    std: Sequence[float] = IMAGENET_STD
     _: KW_ONLY
     dtype: torch.dtype | None = None
 
@@ -114,7 +116,8 @@ class ToDtype:
     """Another dtype: torchvision v2's ToDtype for uint8 -> float and float -> float.
 
     dtype: uint8 (images that are already), float16, bfloat16 or float32. scale: uint8 to [0, 1]. bfloat16 and float16
-    come from float32, rounded once to nearest even. Called on images of any shape it gives the same shape.
+    come from float32, rounded once to nearest even. Called on images of any shape it gives the same shape. Raises
+    ValueError for another dtype, TypeError for float images to be made uint8 (their range is not known).
     """
 
     dtype: torch.dtype

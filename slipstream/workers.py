@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
+import traceback
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -66,13 +68,15 @@ class Resources:
         if self.closed or os.getpid() != self.pid:
             return
         self.closed = True
-        if self.work is not None:
-            self.work.stop()
-        for event, _ in self.held:
-            event.synchronize()
-        self.held.clear()
-        self.pool.shutdown()
-        self.decoder.close()
+        try:
+            if self.work is not None:
+                self.work.stop()
+            for event, _ in self.held:
+                event.synchronize()
+        finally:  # a device that failed raises at every wait
+            self.held.clear()
+            self.pool.shutdown()
+            self.decoder.close()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,6 +132,14 @@ class Work:
         self.batches.close()
         for thread in self._threads:
             thread.join()
+
+
+def end_from_any_thread(end: Callable[[], None]) -> None:
+    """Call `end`, which waits for threads of ours, as a finalizer: the collector may run it on such a thread."""
+    if threading.current_thread().name.startswith("slipstream-"):
+        threading.Thread(target=end, name="slipstream-end").start()
+    else:
+        end()
 
 
 CLOSED = object()
@@ -195,8 +207,8 @@ def decode_batches(
                 },
                 values={field: source.values(ids, field) for field in resources.other_fields},
             )
-        except Exception as error:
-            made = error
+        except BaseException as error:  # whatever it is, the consumer waits for this batch
+            made = _without_locals(error)
         if not out.put(made):
             return
         del made
@@ -213,11 +225,17 @@ def crop_batches(resources: Resources, source: Channel, out: Channel, epoch: int
                 made = _draw(resources, made, epoch)
                 if resources.device.type == "cpu":
                     made = finish(resources, made)
-            except Exception as error:
-                made = error
+            except BaseException as error:
+                made = _without_locals(error)
         if not out.put(made):
             return
         del made
+
+
+def _without_locals(error: BaseException) -> BaseException:
+    # A user may keep an error: not with it the bytes and pixels in the frames that it passed through.
+    traceback.clear_frames(error.__traceback__)
+    return error
 
 
 def _draw(resources: Resources, decoded: Decoded, epoch: int) -> Drawn:

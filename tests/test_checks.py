@@ -260,6 +260,11 @@ BAD_PIPELINES: list[tuple[Any, type[Exception], str]] = [
         TypeError,
         "pipelines['image'], crop 'b': ToDtype(uint8) takes uint8 images, got torch.float32",
     ),
+    (
+        [crop(), NORMALIZE, ToDtype(torch.uint8)],
+        TypeError,
+        "pipelines['image']: ToDtype(uint8) takes uint8 images, got torch.float32",
+    ),
 ]
 UINT8 = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
 BAD_CALLS: list[tuple[Callable[[], Any], type[Exception], str]] = [

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 import slipstream.decode as decode_module
 from slipstream.decode import DecodeError, Decoder, decode_with_pillow
@@ -79,6 +79,11 @@ def oversized():
     at = data.index(b"\xff\xc0") + 5
     data[at : at + 4] = (30000).to_bytes(2, "big") * 2
     return np.frombuffer(bytes(data), np.uint8)
+
+
+def test_what_is_no_image_is_described_by_its_bytes():
+    with pytest.raises(UnidentifiedImageError, match="no image that Pillow knows: 5 bytes, beginning b'hello'"):
+        decode_with_pillow(np.frombuffer(b"hello", np.uint8))
 
 
 def test_equals_pillow_on_real_photos(shared, decoder):

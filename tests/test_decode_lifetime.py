@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -105,6 +106,50 @@ def test_encoded_bytes_are_let_go_when_the_call_returns(tmp_path, decoder):
     mapped.close()  # raises BufferError while anyone holds a view; afterwards DALI would crash if it read one
     assert_equal(pixels(batch), [by_pillow(data) for data in encoded])
     assert_equal(pixels(decode(decoder, encoded)), pixels(batch))
+
+
+def test_a_failed_batch_leaves_nothing_to_the_collector(decoder):
+    """Pixels on a GPU do not press the collector to run."""
+    encoded = [*jpegs(3), encode(picture(3))[:300]]
+    held = weakref.ref(encoded[0])
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(DecodeError) as caught:
+            decode(decoder, encoded)
+        del caught, encoded
+        assert held() is None
+    finally:
+        gc.enable()
+
+
+def test_encoded_bytes_are_held_until_a_device_has_read_them(decoder, monkeypatch):
+    """Also where the batch itself is dropped unread; the stream and its events are stand-ins."""
+    passed = False
+
+    class Event:
+        def record(self, stream):
+            pass
+
+        def query(self):
+            return passed
+
+        def synchronize(self):
+            pass
+
+    run = decoder._pipeline.run
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(decoder._pipeline, "run", lambda encoded, stream: run(encoded, None))
+    monkeypatch.setattr(decoder, "_stream", object())
+    encoded = jpegs(2)
+    held = weakref.ref(encoded[0])
+    decode(decoder, encoded)
+    del encoded
+    decode(decoder, jpegs(2))
+    assert held() is not None
+    passed = True
+    decode(decoder, jpegs(2))
+    assert held() is None
 
 
 def test_other_threads_run_while_a_batch_is_decoded(decoder):

@@ -36,7 +36,7 @@ def loader_of(data: SlipstreamDataset, pipeline=None, **options):
     from slipstream import SlipstreamLoader
 
     pipelines = {} if pipeline is None else {"image": pipeline}
-    return SlipstreamLoader(data, 16, pipelines=pipelines, device="cuda", verbose=False, **options)
+    return SlipstreamLoader(data, 16, pipelines=pipelines, **{"device": "cuda", "verbose": False, **options})
 
 
 def test_crops_are_the_cpu_kernels_on_the_same_pixels(data: SlipstreamDataset) -> None:
@@ -78,6 +78,24 @@ def test_batches_are_ready_on_the_current_stream(data: SlipstreamDataset) -> Non
                 torch.cuda._sleep(2_000_000)
                 sums.append(batch["global"].float().sum())
         assert [value.item() for value in sums] == expected
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_a_loader_on_another_device_than_the_current_one(data: SlipstreamDataset) -> None:
+    with loader_of(data, PIPELINE) as here, loader_of(data, PIPELINE, device="cuda:1") as there:
+        for expected, batch in zip(here, there, strict=True):
+            assert batch["global"].device == torch.device("cuda", 1)
+            assert torch.equal(batch["global"].cpu(), expected["global"].cpu())
+    assert torch.cuda.current_device() == 0
+
+
+def test_images_without_a_pipeline_are_the_users_to_keep(data: SlipstreamDataset) -> None:
+    """DALI reuses its memory; these are read after it had every reason to."""
+    with loader_of(data) as loader:
+        kept = [image for batch in loader for image in batch["image"]]
+        loader.set_epoch(0)
+        copies = [image.cpu() for batch in loader for image in batch["image"]]
+    assert all(torch.equal(image.cpu(), copy) for image, copy in zip(kept, copies, strict=True))
 
 
 def test_an_iterator_dropped_in_flight_keeps_what_the_stream_still_reads(data: SlipstreamDataset) -> None:

@@ -237,6 +237,11 @@ def test_bad_arguments_are_named(call, message):
         call()
 
 
+def test_encoded_images_are_refused_with_the_way_to_decode_them():
+    with pytest.raises(TypeError, match=r"images must be decoded .*decode_images=True.*, got bytes"):
+        show_batch([b"\xff\xd8\xff"])
+
+
 def test_figures_are_unknown_to_pyplot_and_go_when_dropped():
     from matplotlib import pyplot
 

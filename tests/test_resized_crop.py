@@ -240,6 +240,17 @@ def test_an_output_of_another_shape_is_refused(run: Run, scenes: list[np.ndarray
 
 
 @pytest.mark.interpret
+def test_threads_may_share_the_interpreter(scenes: list[np.ndarray]) -> None:
+    images = RaggedBatch.from_arrays(scenes[:2])
+    formats = [OutputFormat(size=(20, 24)), OutputFormat(size=(9, 7))]
+    jobs = random_jobs(np.random.default_rng(1), scenes[:2], [fmt.size for fmt in formats])
+    expected = _on_cpu(images, jobs, formats)
+    with ThreadPoolExecutor(3) as pool:
+        for crops in pool.map(lambda _: _in_interpreter(images, jobs, formats), range(6)):
+            assert all(torch.equal(crop, right) for crop, right in zip(crops, expected, strict=True))
+
+
+@pytest.mark.interpret
 @pytest.mark.parametrize("crops", [1, 10])
 def test_two_launches_whatever_the_number_of_crops(
     monkeypatch: pytest.MonkeyPatch, scenes: list[np.ndarray], crops: int

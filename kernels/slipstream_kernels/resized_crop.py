@@ -15,6 +15,7 @@ Shapes: B images (ragged), C crops, outputs [B, 3, h, w]. It does not sample box
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
@@ -28,6 +29,9 @@ from triton.runtime.interpreter import InterpretedFunction
 from ._math import filter_weight, pack_weight, round_to_byte, unpack_weight
 from .crop_jobs import JOB_COLUMNS, OutputFormat, check_jobs, check_outputs, empty_outputs, tap_counts
 from .ragged import RaggedBatch
+
+# Triton's interpreter keeps its place in the grid, and the language that it stands in for, in globals.
+_interpreter = threading.Lock()
 
 # int64 columns of the three tables that travel to the device
 IMAGE_COLUMNS = 4  # address, channel stride, row stride, column stride
@@ -319,15 +323,17 @@ def resized_crop(
     task_table = on_device[count * IMAGE_COLUMNS :]
     output_table = on_device[len(on_device) - crops * OUTPUT_COLUMNS :]
     weights = torch.empty(tables.num_weights, dtype=torch.int32, device=images.device)
-    # grid: each axis of each job, by blocks of output pixels
     blocks = triton.cdiv(max(max(fmt.size) for fmt in formats), WEIGHT_OPTIONS["BLOCK"])
-    resize_weights_kernel[(count * crops * 2, blocks)](
-        task_table, output_table, weights, crops, JOB=JOB_COLUMNS, **WEIGHT_OPTIONS
-    )
     options = launch_options()
     tiles = tile_table(tuple(fmt.size for fmt in formats), options["BLOCK_H"], options["BLOCK_W"], images.device)
-    # grid: each tile of each crop, image by image, so that an image's tiles run while it is in the cache
-    resized_crop_kernel[(count * len(tiles),)](
-        on_device, task_table, output_table, tiles, weights, crops, len(tiles), JOB=JOB_COLUMNS, **options
-    )
+    # Triton launches on the current device, whichever its tensors are on.
+    with torch.cuda.device(images.device) if images.device.type == "cuda" else _interpreter:
+        # grid: each axis of each job, by blocks of output pixels
+        resize_weights_kernel[(count * crops * 2, blocks)](
+            task_table, output_table, weights, crops, JOB=JOB_COLUMNS, **WEIGHT_OPTIONS
+        )
+        # grid: each tile of each crop, image by image, so that an image's tiles run while it is in the cache
+        resized_crop_kernel[(count * len(tiles),)](
+            on_device, task_table, output_table, tiles, weights, crops, len(tiles), JOB=JOB_COLUMNS, **options
+        )
     return list(out)

@@ -1,0 +1,179 @@
+"""The loader's threads where things go wrong: an error, a failed device, the collector at an awkward moment."""
+
+from __future__ import annotations
+
+import gc
+import io
+import threading
+import time
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from slipstream import DecodeError, MultiRandomResizedCrop, SlipstreamDataset, SlipstreamLoader, decode, loader
+from slipstream.workers import Drawn
+
+
+class MemorySource:
+    """Forty small images; `on_read` is called before each read."""
+
+    def __init__(self) -> None:
+        self.fields = {"image": "image"}
+        stream = io.BytesIO()
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(stream, "JPEG")
+        self.encoded = [np.frombuffer(stream.getvalue(), np.uint8)] * 40
+        self.on_read = lambda: None
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def read(self, ids, field="image"):
+        self.on_read()
+        return [self.encoded[i] for i in ids]
+
+    def values(self, ids, field):
+        raise KeyError(field)
+
+    def describe(self, sample_id) -> str:
+        return f"memory:{sample_id}"
+
+    def close(self) -> None:
+        pass
+
+
+def loader_of(source: MemorySource) -> SlipstreamLoader:
+    pipelines = {"image": MultiRandomResizedCrop({"a": dict(size=16)})}
+    return SlipstreamLoader(
+        SlipstreamDataset(source), 4, pipelines=pipelines, device="cpu", verbose=False, num_threads=2
+    )
+
+
+def ours() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("slipstream")]
+
+
+@pytest.fixture
+def no_collector():
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_the_collector_may_end_a_loader_on_its_own_thread(no_collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There a join would wait for itself, and the decoder's lock is held."""
+    collect, collected = threading.Event(), threading.Event()
+    read_header = decode.read_header
+
+    def collecting(data):
+        if threading.current_thread().name == "slipstream-decode" and collect.wait(10) and not collected.is_set():
+            gc.collect()
+            collected.set()
+        return read_header(data)
+
+    monkeypatch.setattr(decode, "read_header", collecting)
+
+    def start() -> weakref.ref:
+        made = loader_of(MemorySource())
+        cycle: list[object] = [made, iter(made)]
+        cycle.append(cycle)
+        return weakref.ref(made._resources.decoder)
+
+    decoder = start()
+    collect.set()
+    assert collected.wait(20)
+    limit = time.monotonic() + 20
+    while (ours() or decoder() is not None) and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert ours() == [] and decoder() is None
+
+
+def test_an_error_of_any_kind_reaches_the_consumer(no_collector) -> None:
+    class Panic(BaseException):
+        """As extensions in other languages raise."""
+
+    source, outcome = MemorySource(), []
+
+    def fail() -> None:
+        source.on_read = lambda: None
+        raise Panic
+
+    def consume() -> None:
+        batches = iter(made)
+        with pytest.raises(Panic):
+            next(batches)
+        outcome.append(len(list(batches)))
+
+    source.on_read = fail
+    with loader_of(source) as made:
+        consumer = threading.Thread(target=consume, daemon=True)
+        consumer.start()
+        consumer.join(20)
+        assert outcome == [9]
+
+
+def test_an_error_that_is_kept_holds_neither_bytes_nor_loader(no_collector) -> None:
+    source = MemorySource()
+    source.encoded = [data[: len(data) // 2] if i == 2 else data.copy() for i, data in enumerate(source.encoded)]
+    encoded = weakref.ref(source.encoded[0])
+    made = loader_of(source)
+    batches = iter(made)
+    with pytest.raises(DecodeError, match="memory:2") as caught:
+        next(batches)
+    kept = caught.value
+    del caught
+    next(batches)
+    source.encoded[0] = source.encoded[4]
+    assert encoded() is None
+    kept.__traceback__ = None
+    dropped = weakref.ref(made)
+    del batches, made
+    assert dropped() is None and ours() == []
+
+
+class Event:
+    """A CUDA event whose stream is still busy, or on a device that failed."""
+
+    failed = False
+
+    def record(self, stream) -> None:
+        pass
+
+    def query(self) -> bool:
+        return False
+
+    def synchronize(self) -> None:
+        if self.failed:
+            raise RuntimeError("CUDA error")
+
+
+def test_a_launch_that_fails_holds_what_was_launched_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def finish(resources, drawn):
+        raise torch.cuda.OutOfMemoryError("of the second field's crops")
+
+    monkeypatch.setattr(loader, "finish", finish)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    with loader_of(MemorySource()) as made:
+        batches = iter(made)
+        images = made._resources.decoder.decode(MemorySource().encoded[:4], range(4), str)
+        drawn = Drawn(sample_ids=np.arange(4), images={"image": (images, None, None)}, values={})
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            batches._launch(drawn)  # pyright: ignore[reportAttributeAccessIssue]
+        assert [owners for _, owners in made._resources.held] == [[images]]
+
+
+def test_a_failed_device_does_not_keep_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = loader_of(MemorySource())
+    next(iter(made))
+    monkeypatch.setattr(Event, "failed", True)
+    made._resources.hold(Event(), None)
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        made.shutdown()
+    assert ours() == []
+    with pytest.raises(RuntimeError, match="closed"):
+        made._resources.decoder.decode([], [], str)
