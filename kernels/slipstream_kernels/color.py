@@ -25,7 +25,7 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from . import pixel_ops as ops
 from ._math import blend, clamp_unit, grey_of, posterize, round_to_bfloat16, shift_hue, unit_to_byte
-from .pixel_ops import OP_WIDTH, PixelFormat, check_programs, empty_pixels
+from .pixel_ops import DTYPES, OP_WIDTH, PixelFormat, check_pixels, check_programs, empty_pixels
 from .resized_crop import tile_table
 
 BRIGHTNESS = tl.constexpr(ops.BRIGHTNESS)
@@ -41,7 +41,6 @@ NORMALIZE = tl.constexpr(ops.NORMALIZE)
 # Triton's interpreter cuts bfloat16 off where the hardware rounds it.
 INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 
-DTYPES = {torch.uint8: 0, torch.float16: 1, torch.bfloat16: 2, torch.float32: 3}
 # int64 columns of a crop's row: rows, columns, images, first operation, operations, first sum; then input and output:
 # address, image / channel / row / column stride (elements)
 CROP_COLUMNS = 18  # the last two: dtype code, unused (operations, 32 bytes each, stay aligned)
@@ -221,20 +220,9 @@ def pixel_ops_kernel(crops, programs, tiles, sums, num_tiles, BLOCK: tl.constexp
         store_channel(b, address + step * 2, offset, live, kind)
 
 
-def check_pixels(images: Sequence[torch.Tensor], out: Sequence[torch.Tensor], formats: Sequence[PixelFormat]) -> None:
-    """Raise ValueError or TypeError where outputs are not what images and formats say, or a plane is too large."""
-    if len(out) != len(images):
-        raise ValueError(f"out must hold {len(images)} tensors, got {len(out)}")
-    for index, (image, tensor, fmt) in enumerate(zip(images, out, formats, strict=True)):
-        if fmt.dtype not in DTYPES:
-            raise TypeError(f"formats[{index}].dtype must be one of {[str(d) for d in DTYPES]}, got {fmt.dtype}")
-        if image.device != images[0].device:
-            raise ValueError(f"images[{index}] must be on {images[0].device}, got {image.device}")
-        if tensor.shape != image.shape or tensor.dtype != fmt.dtype or tensor.device != image.device:
-            raise ValueError(
-                f"out[{index}] must be {fmt.dtype} {list(image.shape)} on {image.device}, "
-                f"got {tensor.dtype} {list(tensor.shape)} on {tensor.device}"
-            )
+def check_spans(images: Sequence[torch.Tensor], out: Sequence[torch.Tensor]) -> None:
+    """Raise ValueError for a plane too large for the kernels' int32 offsets."""
+    for index, (image, tensor) in enumerate(zip(images, out, strict=True)):
         height, width = image.shape[2:]
         span = max(height * width, *(t.stride(2) * (height - 1) + t.stride(3) * (width - 1) for t in (image, tensor)))
         if span >= 2**30:
@@ -269,7 +257,7 @@ def pack_programs(
     ):
         row[:6] = (*shape, len(image), first, program.shape[1], first_sum)
         row[6:11] = (image.data_ptr(), *image.stride())
-        row[11:] = (tensor.data_ptr(), *tensor.stride(), DTYPES[tensor.dtype], 0)
+        row[11:] = (tensor.data_ptr(), *tensor.stride(), DTYPES.index(tensor.dtype), 0)
         end = first + program.shape[0] * program.shape[1]
         operations[first * OP_WIDTH : end * OP_WIDTH] = program.reshape(-1)
         first = end
@@ -299,6 +287,7 @@ def pixel_ops(
     if out is None:
         out = empty_pixels(images, formats)
     check_pixels(images, out, formats)
+    check_spans(images, out)
     most_images = max(map(len, images), default=0)
     shapes = tuple(rows_and_columns(image, tensor) for image, tensor in zip(images, out, strict=True))
     if not any(image.numel() for image in images):

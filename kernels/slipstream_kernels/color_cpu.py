@@ -31,6 +31,7 @@ from .pixel_ops import (
     SATURATION,
     SOLARIZE,
     PixelFormat,
+    check_pixels,
     check_programs,
     empty_pixels,
 )
@@ -321,7 +322,7 @@ def pixel_ops_cpu(
             raise TypeError(f"formats[{index}].dtype must be one of {allowed}, got {formats[index].dtype}")
     if out is None:
         out = empty_pixels(images, formats)
-    _check_out(out, images, formats)
+    check_pixels(images, out, formats)
     kept = [np.ascontiguousarray(program) for program in programs]
     busy = [crop for crop, image in enumerate(images) if image.numel()]
     if not busy:
@@ -345,17 +346,6 @@ def pixel_ops_cpu(
             future.result()
     del kept  # its addresses are in use until here
     return list(out)
-
-
-def _check_out(out: Sequence[torch.Tensor], images: Sequence[torch.Tensor], formats: Sequence[PixelFormat]) -> None:
-    if len(out) != len(images):
-        raise ValueError(f"out must hold {len(images)} tensors, got {len(out)}")
-    for index, (tensor, image, fmt) in enumerate(zip(out, images, formats, strict=True)):
-        if tensor.shape != image.shape or tensor.dtype != fmt.dtype or tensor.device != image.device:
-            raise ValueError(
-                f"out[{index}] must be {fmt.dtype} {list(image.shape)} on {image.device}, "
-                f"got {tensor.dtype} {list(tensor.shape)} on {tensor.device}"
-            )
 
 
 def _cost(images: torch.Tensor, programs: np.ndarray) -> np.ndarray:

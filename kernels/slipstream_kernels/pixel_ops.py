@@ -1,8 +1,9 @@
 """Programs of per-pixel operations: what a pixel-ops launch is told, one program for each image of each crop.
 
 A program is float32 [K, 8]: each row an operation's code and its parameters, run in order, so that every image can have
-its own operations in its own order; NOTHING takes no effect. Values are float32 in [0, 1] between operations; the
-formulas are torchvision v2's float functionals, each clamped to [0, 1] as there.
+its own operations in its own order; NOTHING takes no effect. A byte becomes a float32 by a product with float32(1/255),
+as in torchvision v2's to_dtype, and values stay float32 in [0, 1] between operations (NORMALIZE leaves that range: only
+another NORMALIZE may follow). The formulas are torchvision v2's float functionals, each clamped to [0, 1] as there.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 OP_WIDTH = 8
+DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
 
 NOTHING = 0
 BRIGHTNESS = 1  # factor: clamp(factor * x)
@@ -31,8 +33,10 @@ NUM_OPS = 11
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PixelFormat:
-    """One crop's output: its dtype (uint8: x * 255 rounded half to even and clamped; float16, bfloat16, float32: a
-    cast) and memory format, and the most CONTRAST operations in any of its programs, each of which needs one reading."""
+    """One crop's output: its dtype and memory format, and the most CONTRAST operations in any of its programs.
+
+    dtype: uint8 is x * 255 rounded half to even and clamped, the floats are casts. Each contrast needs one reading.
+    """
 
     dtype: torch.dtype = torch.uint8
     channels_last: bool = False
@@ -65,6 +69,22 @@ def check_programs(
         contrasts = int((codes == CONTRAST).sum(1).max(initial=0))
         if contrasts > fmt.contrasts:
             raise ValueError(f"programs[{index}] holds {contrasts} contrasts, formats[{index}] allows {fmt.contrasts}")
+
+
+def check_pixels(images: Sequence[torch.Tensor], out: Sequence[torch.Tensor], formats: Sequence[PixelFormat]) -> None:
+    """Raise ValueError or TypeError where outputs are not what images and formats say."""
+    if len(out) != len(images):
+        raise ValueError(f"out must hold {len(images)} tensors, got {len(out)}")
+    for index, (image, tensor, fmt) in enumerate(zip(images, out, formats, strict=True)):
+        if fmt.dtype not in DTYPES:
+            raise TypeError(f"formats[{index}].dtype must be one of {[str(d) for d in DTYPES]}, got {fmt.dtype}")
+        if image.device != images[0].device:
+            raise ValueError(f"images[{index}] must be on {images[0].device}, got {image.device}")
+        if tensor.shape != image.shape or tensor.dtype != fmt.dtype or tensor.device != image.device:
+            raise ValueError(
+                f"out[{index}] must be {fmt.dtype} {list(image.shape)} on {image.device}, "
+                f"got {tensor.dtype} {list(tensor.shape)} on {tensor.device}"
+            )
 
 
 def empty_pixels(images: Sequence[torch.Tensor], formats: Sequence[PixelFormat]) -> list[torch.Tensor]:
