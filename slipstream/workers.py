@@ -6,6 +6,7 @@ dropped loader ends them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import threading
@@ -197,7 +198,9 @@ def decode_batches(
             if subset is not None:
                 ids = subset[ids]
             if prefetch is not None:
-                prefetch(ids, progress=resources.verbose)
+                # What cannot be fetched is met again, and named, by the batch that reads it, not by one before.
+                with contextlib.suppress(OSError, ValueError):
+                    prefetch(ids, progress=resources.verbose)
             ids = ids[:batch_size]
             made: Any = Decoded(
                 sample_ids=ids,
