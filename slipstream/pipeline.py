@@ -261,7 +261,7 @@ def _byte_table(stages: Sequence[PointwiseStage]) -> torch.Tensor | None:
     # The chain's value for each channel and byte, [3, 256]: the stages themselves on the 256 bytes.
     if not stages:
         return None
-    values = torch.arange(256, dtype=torch.uint8).expand(3, 1, 256).contiguous()
+    values = torch.arange(256, dtype=torch.uint8, device="cpu").expand(3, 1, 256).contiguous()
     for stage in stages:
         values = stage.apply(values)
     return values.reshape(3, 256).contiguous()

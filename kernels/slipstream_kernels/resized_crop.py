@@ -264,6 +264,7 @@ def pack_tables(images: RaggedBatch, jobs: np.ndarray, formats: Sequence[OutputF
     table = torch.empty(
         count * IMAGE_COLUMNS + count * crops * TASK_COLUMNS + crops * OUTPUT_COLUMNS,
         dtype=torch.int64,
+        device="cpu",
         pin_memory=images.device.type == "cuda",
     )
     numbers = table.numpy()
