@@ -32,8 +32,8 @@ class SlipstreamLoader:
     exclude_fields: fields not to read. device: None is SLIPSTREAM_DEVICE, else the current CUDA device (LOCAL_RANK's
     under torchrun), else the CPU. backend: None (Triton on CUDA, else the CPU kernels), "triton" or "cpu"; a crop
     stage's own goes before it. num_threads: for decoding and for CPU crops, None is this process's share of the cores.
-    prefetch: batches made ahead. apply_exif: turn images as their EXIF orientation says. verbose: a line about the
-    data, and progress of downloads.
+    prefetch: batches waiting to be taken; up to three more are being made. apply_exif: turn images as their EXIF
+    orientation says. verbose: a line about the data, and progress of downloads.
 
     A batch is a dict: each crop by its name, [B, 3, h, w] (without names, under its field: a tensor, or a list of
     them); the other fields as int64, float32 or bool [B], equal-shape arrays stacked, anything else as a list; and
@@ -119,6 +119,7 @@ class SlipstreamLoader:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """The next epoch's batches; the iterator before it ends."""
         self._resources.check_usable()
+        self._resources.let_go()
         epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
         work = Work(self._resources, self._sampler, epoch, self.batch_size, len(self))
         return _Epoch(self, work)
@@ -152,6 +153,7 @@ class _Epoch:
             raise RuntimeError("this iterator was ended by a newer one of the same loader")
         if not self._left:
             self._work.stop()
+            self._loader._resources.let_go()
             raise StopIteration
         made = self._work.batches.get()
         if made is CLOSED:

@@ -6,6 +6,7 @@ dropped loader ends them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import threading
@@ -61,6 +62,10 @@ class Resources:
     def hold(self, event: Any, owners: Any) -> None:
         """Keep what a stream still reads until its event has passed; not the iterator's, which may be gone before."""
         self.held.append((event, owners))
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Drop what no stream reads any more."""
         while self.held and self.held[0][0].query():
             self.held.popleft()
 
@@ -197,7 +202,9 @@ def decode_batches(
             if subset is not None:
                 ids = subset[ids]
             if prefetch is not None:
-                prefetch(ids, progress=resources.verbose)
+                # What cannot be fetched is met again, and named, by the batch that reads it, not by one before.
+                with contextlib.suppress(OSError, ValueError):
+                    prefetch(ids, progress=resources.verbose)
             ids = ids[:batch_size]
             made: Any = Decoded(
                 sample_ids=ids,

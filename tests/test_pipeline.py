@@ -142,3 +142,9 @@ def test_the_backend_follows_the_device() -> None:
     assert resolve_backend("triton", torch.device("cuda", 0)) == "triton"
     with pytest.raises(RuntimeError, match='backend="cpu" takes images on the CPU'):
         resolve_backend("cpu", torch.device("cuda", 0))
+
+
+def test_tables_are_made_on_the_host_whatever_torchs_default_device() -> None:
+    with torch.device("meta"):
+        (fmt,) = Pipeline([RandomResizedCrop(8), Normalize()]).formats(torch.device("cpu"))
+    assert fmt.table is not None and fmt.table.device == torch.device("cpu")

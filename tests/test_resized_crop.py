@@ -239,6 +239,16 @@ def test_an_output_of_another_shape_is_refused(run: Run, scenes: list[np.ndarray
         run(RaggedBatch.from_arrays(scenes[:1]), job, [OutputFormat(size=(16, 16))], out=[torch.empty(1, 3, 16, 16)])
 
 
+def test_torchs_default_device_changes_nothing(run: Run, scenes: list[np.ndarray]) -> None:
+    formats = [OutputFormat(size=(9, 7))]
+    jobs = random_jobs(np.random.default_rng(2), scenes[:2], [(9, 7)])
+    images = RaggedBatch.from_arrays(scenes[:2])
+    expected = run(images, jobs, formats)[0]
+    with torch.device("meta"):
+        got = run(images, jobs, formats)[0]
+    assert torch.equal(got, expected)
+
+
 @pytest.mark.interpret
 def test_threads_may_share_the_interpreter(scenes: list[np.ndarray]) -> None:
     images = RaggedBatch.from_arrays(scenes[:2])
@@ -271,7 +281,7 @@ def test_two_launches_whatever_the_number_of_crops(
 
             return launch
 
-    monkeypatch.setattr(module, "InterpretedFunction", Counted)
+    monkeypatch.setattr("slipstream_kernels.launch.InterpretedFunction", Counted)
     for name in ("resize_weights_kernel", "resized_crop_kernel"):
         monkeypatch.setattr(module, name, Counted(name))
     sizes = [(8 + crop, 8) for crop in range(crops)]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from slipstream_kernels import pixel_ops
 from torchvision.transforms.v2 import functional
 
@@ -19,6 +22,8 @@ from slipstream import (
     RandomPosterize,
     RandomResizedCrop,
     RandomSolarize,
+    SlipstreamDataset,
+    SlipstreamLoader,
     ToDtype,
 )
 from slipstream.draws import Draws, stream_key
@@ -175,6 +180,27 @@ def test_a_stage_by_itself_gives_the_pipelines_crops(scenes: list[np.ndarray]) -
     assert together[0].dtype == torch.uint8 and together[1].dtype == torch.bfloat16
     for crop, name in zip(together, "ab", strict=True):
         assert torch.equal(crop, apart[name])
+
+
+def test_a_sample_does_not_depend_on_its_batch_or_the_order(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for index in range(10):
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(tmp_path / f"{index}.jpg")
+    data = SlipstreamDataset(local_dir=tmp_path)
+
+    def epoch(**options) -> dict[int, torch.Tensor]:
+        stages = [RandomResizedCrop(24), *DINO]
+        with SlipstreamLoader(
+            data, pipelines={"image": stages}, seed=7, device="cpu", verbose=False, **options
+        ) as loader:
+            return {
+                i: crop for batch in loader for i, crop in zip(batch["_indices"].tolist(), batch["image"], strict=True)
+            }
+
+    expected = epoch(batch_size=1)
+    for options in (dict(batch_size=3), dict(batch_size=10, shuffle=True, num_threads=3)):
+        got = epoch(**options)
+        assert sorted(got) == list(range(10)) and all(torch.equal(got[i], expected[i]) for i in got)
 
 
 def test_uint8_in_uint8_out_rounds_once(scenes: list[np.ndarray]) -> None:

@@ -135,6 +135,24 @@ def test_an_error_that_is_kept_holds_neither_bytes_nor_loader(no_collector) -> N
     assert dropped() is None and ours() == []
 
 
+def test_what_cannot_be_fetched_costs_its_own_batch_alone() -> None:
+    class RemoteSource(MemorySource):
+        def prefetch(self, ids, *, progress):
+            if 9 in ids:
+                raise OSError("no route to chunk 9")
+
+        def read(self, ids, field="image"):
+            self.prefetch(ids, progress=False)
+            return super().read(ids, field)
+
+    with loader_of(RemoteSource()) as made:
+        batches = iter(made)
+        assert [next(batches)["_indices"].tolist() for _ in range(2)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+        with pytest.raises(OSError, match="chunk 9"):
+            next(batches)
+        assert len(list(batches)) == 7
+
+
 class Event:
     """A CUDA event whose stream is still busy, or on a device that failed."""
 

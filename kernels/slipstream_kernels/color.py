@@ -21,10 +21,10 @@ import torch
 import triton
 import triton.language as tl
 from triton import knobs
-from triton.runtime.interpreter import InterpretedFunction
 
 from . import pixel_ops as ops
 from ._math import blend, clamp_unit, grey_of, posterize, round_to_bfloat16, shift_hue, unit_to_byte
+from .launch import check_device, launching_on
 from .pixel_ops import DTYPES, OP_WIDTH, PixelFormat, check_pixels, check_programs, empty_pixels
 from .resized_crop import tile_table
 
@@ -248,7 +248,7 @@ def pack_programs(
     num_ops = sum(program.shape[0] * program.shape[1] for program in programs)
     head = len(images) * CROP_COLUMNS
     pinned = len(images) > 0 and images[0].device.type == "cuda"
-    table = torch.empty(head + num_ops * OP_WIDTH // 2, dtype=torch.int64, pin_memory=pinned)
+    table = torch.empty(head + num_ops * OP_WIDTH // 2, dtype=torch.int64, device="cpu", pin_memory=pinned)
     numbers = table.numpy()
     operations = numbers[head:].view(np.float32)
     first = 0
@@ -279,11 +279,7 @@ def pixel_ops(
     """
     check_programs(images, programs, formats)
     for image in images:
-        if image.device.type != "cuda" and not isinstance(pixel_ops_kernel, InterpretedFunction):
-            raise RuntimeError(
-                f"Triton kernels run on CUDA tensors, got images on {image.device}; "
-                "set TRITON_INTERPRET=1 before triton is imported to run them on the CPU (slow)"
-            )
+        check_device(image.device, pixel_ops_kernel)
     if out is None:
         out = empty_pixels(images, formats)
     check_pixels(images, out, formats)
@@ -305,17 +301,18 @@ def pixel_ops(
     sums = torch.empty(sum(lengths), dtype=torch.float32, device=device)
     table = pack_programs(images, programs, out, first_sums, shapes).to(device, non_blocking=True)
     operations = table[len(images) * CROP_COLUMNS :].view(torch.float32)
-    for level in range(max(fmt.contrasts for fmt in formats)):
-        # grid: each block of each image of the crops that have such a contrast
-        read = tuple((1, n if fmt.contrasts > level else 0) for (_, n), fmt in zip(planes, formats, strict=True))
-        tiles = tile_table(read, 1, block, device)
-        if len(tiles):
-            grey_sums_kernel[(most_images * len(tiles),)](
-                table, operations, tiles, sums, len(tiles), level, COLUMNS=CROP_COLUMNS, **options
-            )
-    # grid: each block of each crop, image by image
-    tiles = tile_table(planes, 1, block, device)
-    pixel_ops_kernel[(most_images * len(tiles),)](
-        table, operations, tiles, sums, len(tiles), COLUMNS=CROP_COLUMNS, **options
-    )
+    with launching_on(device):
+        for level in range(max(fmt.contrasts for fmt in formats)):
+            # grid: each block of each image of the crops that have such a contrast
+            read = tuple((1, n if fmt.contrasts > level else 0) for (_, n), fmt in zip(planes, formats, strict=True))
+            tiles = tile_table(read, 1, block, device)
+            if len(tiles):
+                grey_sums_kernel[(most_images * len(tiles),)](
+                    table, operations, tiles, sums, len(tiles), level, COLUMNS=CROP_COLUMNS, **options
+                )
+        # grid: each block of each crop, image by image
+        tiles = tile_table(planes, 1, block, device)
+        pixel_ops_kernel[(most_images * len(tiles),)](
+            table, operations, tiles, sums, len(tiles), COLUMNS=CROP_COLUMNS, **options
+        )
     return list(out)

@@ -15,7 +15,6 @@ Shapes: B images (ragged), C crops, outputs [B, 3, h, w]. It does not sample box
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
@@ -24,14 +23,11 @@ import numpy as np
 import torch
 import triton
 import triton.language as tl
-from triton.runtime.interpreter import InterpretedFunction
 
 from ._math import filter_weight, pack_weight, round_to_byte, unpack_weight
 from .crop_jobs import JOB_COLUMNS, OutputFormat, check_jobs, check_outputs, empty_outputs, tap_counts
+from .launch import check_device, launching_on
 from .ragged import RaggedBatch
-
-# Triton's interpreter keeps its place in the grid, and the language that it stands in for, in globals.
-_interpreter = threading.Lock()
 
 # int64 columns of the three tables that travel to the device
 IMAGE_COLUMNS = 4  # address, channel stride, row stride, column stride
@@ -238,7 +234,7 @@ def resized_crop_kernel(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CropTables:
-    """What one launch is told, packed for one copy to the device.
+    """What one launch is told, packed for one copy to the device. For one launch: it writes the outputs' part.
 
     table: int64, pinned where CUDA is: images [B, 4], tasks [B, C, 14], outputs [C, 9] (filled in at the launch).
     num_images: B. num_weights: int32 weights of all jobs together.
@@ -264,6 +260,7 @@ def pack_tables(images: RaggedBatch, jobs: np.ndarray, formats: Sequence[OutputF
     table = torch.empty(
         count * IMAGE_COLUMNS + count * crops * TASK_COLUMNS + crops * OUTPUT_COLUMNS,
         dtype=torch.int64,
+        device="cpu",
         pin_memory=images.device.type == "cuda",
     )
     numbers = table.numpy()
@@ -303,11 +300,7 @@ def resized_crop(
     Raises ValueError for jobs that leave their image, outputs or tables that do not fit; RuntimeError for CPU tensors
     outside Triton's interpreter. Reference: resized_crop_reference.
     """
-    if images.device.type != "cuda" and not isinstance(resized_crop_kernel, InterpretedFunction):
-        raise RuntimeError(
-            f"Triton kernels run on CUDA tensors, got images on {images.device}; "
-            "set TRITON_INTERPRET=1 before triton is imported to run them on the CPU (slow)"
-        )
+    check_device(images.device, resized_crop_kernel)
     tables = jobs if isinstance(jobs, CropTables) else pack_tables(images, jobs, formats)
     count, crops = tables.num_images, len(formats)
     if out is None:
@@ -326,8 +319,7 @@ def resized_crop(
     blocks = triton.cdiv(max(max(fmt.size) for fmt in formats), WEIGHT_OPTIONS["BLOCK"])
     options = launch_options()
     tiles = tile_table(tuple(fmt.size for fmt in formats), options["BLOCK_H"], options["BLOCK_W"], images.device)
-    # Triton launches on the current device, whichever its tensors are on.
-    with torch.cuda.device(images.device) if images.device.type == "cuda" else _interpreter:
+    with launching_on(images.device):
         # grid: each axis of each job, by blocks of output pixels
         resize_weights_kernel[(count * crops * 2, blocks)](
             task_table, output_table, weights, crops, JOB=JOB_COLUMNS, **WEIGHT_OPTIONS
