@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .plot import plot_crops as plot_crops
     from .plot import show_batch as show_batch
     from .source import ReadError as ReadError
+    from .source_fields import PickleRefusedError as PickleRefusedError
     from .stage import MultiCropPipeline as MultiCropPipeline
     from .stage import Normalize as Normalize
     from .stage import RandomHorizontalFlip as RandomHorizontalFlip
@@ -39,6 +40,7 @@ _HOMES = {
     "plot_crops": "plot",
     "show_batch": "plot",
     "ReadError": "source",
+    "PickleRefusedError": "source_fields",
     "MultiCropPipeline": "stage",
     "Normalize": "stage",
     "RandomHorizontalFlip": "stage",

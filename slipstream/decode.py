@@ -271,7 +271,12 @@ class _Pipeline:
 
     def build(self) -> Any:
         if self._pipeline is None:
-            from nvidia.dali import fn
+            try:
+                from nvidia.dali import fn
+            except ModuleNotFoundError as error:
+                raise ModuleNotFoundError(
+                    "decoding needs DALI: pip install nvidia-dali-cuda130 (or nvidia-dali-cuda120 for an older driver)"
+                ) from error
             from nvidia.dali.pipeline import Pipeline
             from nvidia.dali.types import DALIDataType, DALIImageType
 

@@ -146,8 +146,6 @@ class Pipeline:
         else:
             from slipstream_kernels.resized_crop import resized_crop
 
-            if images.ready is not None:
-                torch.cuda.current_stream(images.device).wait_event(images.ready)
             crops = resized_crop(images, jobs, formats)
         places = [index for index, program in enumerate(self.programs) if program.name in self._pixel_formats]
         if places:

@@ -266,8 +266,7 @@ def finish(resources: Resources, drawn: Drawn) -> dict[str, Any]:
     batch: dict[str, Any] = {}
     for field, (images, plan, prepared) in drawn.images.items():
         if plan is None:
-            if images.ready is not None:
-                torch.cuda.current_stream(images.device).wait_event(images.ready)
+            images.wait_on_current_stream()
             views = [images.image(index) for index in range(len(images))]
             # DALI frees its GPU buffers in the order of its own streams: what a user may keep must be a copy
             batch[field] = views if images.device.type == "cpu" else [view.clone() for view in views]

@@ -103,6 +103,11 @@ class RaggedBatch:
             owners=(*batch.owners, *owners),
         )
 
+    def wait_on_current_stream(self) -> None:
+        """Make torch's current stream wait until the pixels may be read; the host does not wait."""
+        if self.ready is not None:
+            torch.cuda.current_stream(self.device).wait_event(self.ready)
+
     def image(self, index: int) -> torch.Tensor:
         """Image `index` as a uint8 [3, H, W] view of its own memory (a copy only where a stride is negative)."""
         memory = _Memory(self, index)

@@ -296,9 +296,10 @@ def resized_crop(
     """Every crop of every image: one launch for the weights, one for all pixels.
 
     images: B ragged uint8 images. jobs: int32 [B, C, 10] (see crop_jobs), or what pack_tables made of them. formats: C,
-    their tables on the images' device. Returns C tensors [B, 3, h, w] on that device; `out` gives them instead.
-    Raises ValueError for jobs that leave their image, outputs or tables that do not fit; RuntimeError for CPU tensors
-    outside Triton's interpreter. Reference: resized_crop_reference.
+    their tables on the images' device. Returns C tensors [B, 3, h, w] on that device; `out` gives them instead. Runs on
+    torch's current stream, once the images are ready there; their owners must outlive it. Raises ValueError for jobs
+    that leave their image, outputs or tables that do not fit; RuntimeError for CPU tensors outside Triton's interpreter.
+    Reference: resized_crop_reference.
     """
     check_device(images.device, resized_crop_kernel)
     tables = jobs if isinstance(jobs, CropTables) else pack_tables(images, jobs, formats)
@@ -308,6 +309,7 @@ def resized_crop(
     check_outputs(out, count, formats, images.device)
     if not count or not crops:
         return list(out)
+    images.wait_on_current_stream()
     numbers = tables.table.numpy()
     for row, tensor, fmt in zip(numbers[-crops * OUTPUT_COLUMNS :].reshape(crops, -1), out, formats, strict=True):
         byte_table = 0 if fmt.table is None else fmt.table.data_ptr()
