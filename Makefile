@@ -47,6 +47,7 @@ format: $(READY)  ## ruff's formatter and safe fixes
 bench: $(READY)  ## the loader and the CPU kernels beside their peers; JSON into benchmarks/results/
 	$(BIN)/python benchmarks/bench_loader.py --out loader-cpu
 	$(BIN)/python -m pytest benchmarks/bench_crop.py --benchmark-only --benchmark-json=benchmarks/results/crop-cpu.json
+	$(BIN)/python -m pytest benchmarks/bench_color.py --benchmark-only --benchmark-json=benchmarks/results/color-cpu.json
 
 gpu:  ## on a GPU machine: the gpu-marked tests, then the GPU benchmarks; JSON into $$OUT
 	bash benchmarks/gpu.sh

@@ -298,8 +298,8 @@ def resized_crop(
     images: B ragged uint8 images. jobs: int32 [B, C, 10] (see crop_jobs), or what pack_tables made of them. formats: C,
     their tables on the images' device. Returns C tensors [B, 3, h, w] on that device; `out` gives them instead. Runs on
     torch's current stream, once the images are ready there; their owners must outlive it. Raises ValueError for jobs
-    that leave their image, outputs or tables that do not fit; RuntimeError for CPU tensors outside Triton's interpreter.
-    Reference: resized_crop_reference.
+    that leave their image, outputs or tables that do not fit; RuntimeError for CPU tensors outside Triton's
+    interpreter. Reference: resized_crop_reference.
     """
     check_device(images.device, resized_crop_kernel)
     tables = jobs if isinstance(jobs, CropTables) else pack_tables(images, jobs, formats)
