@@ -109,7 +109,6 @@ def milliseconds(times: dict[str, float]) -> str:
 TABLES: dict[str, Callable[[Result], list[str]]] = {
     "loader": loader_tables,
     "crop": crop_tables,
-    "color": crop_tables,
     "gpu-crop": gpu_crop_tables,
     "gpu-loader": gpu_loader_tables,
 }
