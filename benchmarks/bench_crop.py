@@ -5,7 +5,8 @@ two one-axis Pillow resizes, horizontal first, are the answer; the kernel equals
 `bytes` of a result are what must move at the least: each box's pixels read once, each output byte written once.
 
 On an AMD EPYC (Zen 4), 2026-11-23, 3b3ecae: the kernel takes 0.27 ms an image for 1x224 bilinear and 0.69 ms for 8x96
-bicubic, 0.31 and 0.17 of Pillow's time; torchvision, with 16-bit weights, takes 1.03 to 1.8 times as long. Every sample is in results/crop-cpu.json.
+bicubic, 0.31 and 0.17 of Pillow's time; torchvision, with 16-bit weights, takes 1.03 to 1.8 times as long. Every
+sample is in results/crop-cpu.json.
 """
 
 from __future__ import annotations

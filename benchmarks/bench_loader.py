@@ -5,7 +5,8 @@ machine does falls on all alike, and every peer's batches are checked before it 
 two-pass Pillow oracle at the boxes it returned, byte for byte; the DataLoader's by shape, dtype and mean.
 
 On two cores of an AMD EPYC (Zen 4), 2026-11-23, 3b3ecae, 108 ImageNet photographs, images/s: slipstream decodes 1236,
-1x224 1127 (91 % of that), DINO-6 773 (63 %), its globals normalised 560 (45 %); the DataLoader 651, 775, 473 and 360. Every sample is in results/loader-cpu.json.
+1x224 1127 (91 % of that), DINO-6 773 (63 %), its globals normalised 560 (45 %); the DataLoader 651, 775, 473 and 360.
+Every sample is in results/loader-cpu.json.
 """
 
 from __future__ import annotations
