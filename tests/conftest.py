@@ -48,3 +48,13 @@ def scenes() -> list[np.ndarray]:
         noise = rng.normal(0, 40, (height, width, 3))
         scenes.append(np.clip(gradient + noise, 0, 255).astype(np.uint8))
     return scenes
+
+
+@pytest.fixture
+def decoder():
+    """A decoder on the CPU, closed after the test."""
+    from decode_samples import make_decoder
+
+    decoder = make_decoder()
+    yield decoder
+    decoder.close()
