@@ -17,8 +17,8 @@ import numpy as np
 import photographs
 import pytest
 import torch
-from slipstream_kernels import pixel_ops
-from slipstream_kernels.color_cpu import pixel_ops_cpu
+from slipstream_kernels import ops
+from slipstream_kernels.programs_cpu import run_programs_cpu
 from torchvision.transforms.v2 import functional
 
 from slipstream import ColorJitter, Normalize, RandomGrayscale, RandomResizedCrop, RandomSolarize
@@ -28,20 +28,20 @@ from slipstream.stage import IMAGENET_STD
 IMAGES = 64
 CHAIN = [ColorJitter(0.4, 0.4, 0.2, 0.1, p=0.8), RandomGrayscale(0.2), RandomSolarize(128, p=0.2), Normalize()]
 APPLY: dict[int, Callable[..., torch.Tensor]] = {
-    pixel_ops.BRIGHTNESS: lambda image, a, *_: functional.adjust_brightness(image, a),
-    pixel_ops.CONTRAST: lambda image, a, *_: functional.adjust_contrast(image, a),
-    pixel_ops.SATURATION: lambda image, a, *_: functional.adjust_saturation(image, a),
-    pixel_ops.HUE: lambda image, a, *_: functional.adjust_hue(image, a),
-    pixel_ops.GREY: lambda image, *_: functional.rgb_to_grayscale(image, 3),
-    pixel_ops.SOLARIZE: lambda image, a, *_: functional.solarize(image, a),
-    pixel_ops.NORMALIZE: lambda image, *p: functional.normalize(image, list(p[:3]), list(p[3:6])),
+    ops.BRIGHTNESS: lambda image, a, *_: functional.adjust_brightness(image, a),
+    ops.CONTRAST: lambda image, a, *_: functional.adjust_contrast(image, a),
+    ops.SATURATION: lambda image, a, *_: functional.adjust_saturation(image, a),
+    ops.HUE: lambda image, a, *_: functional.adjust_hue(image, a),
+    ops.GREY: lambda image, *_: functional.rgb_to_grayscale(image, 3),
+    ops.SOLARIZE: lambda image, a, *_: functional.solarize(image, a),
+    ops.NORMALIZE: lambda image, *p: functional.normalize(image, list(p[:3]), list(p[3:6])),
 }
 
 
 def with_slipstream(crops: torch.Tensor, program: np.ndarray) -> torch.Tensor:
     """The CPU kernel on the caller's thread."""
-    fmt = pixel_ops.PixelFormat(dtype=torch.float32, contrasts=1)
-    return pixel_ops_cpu([crops], [program], [fmt])[0]
+    fmt = ops.ProgramFormat(dtype=torch.float32)
+    return run_programs_cpu([crops], [program], [fmt])[0]
 
 
 def with_torchvision(crops: torch.Tensor, program: np.ndarray) -> torch.Tensor:
@@ -50,7 +50,7 @@ def with_torchvision(crops: torch.Tensor, program: np.ndarray) -> torch.Tensor:
     for crop, rows in zip(crops, program.tolist(), strict=True):
         image = functional.to_dtype(crop, torch.float32, scale=True)
         for code, *parameters in rows:
-            if code != pixel_ops.NOTHING:
+            if code != ops.NOTHING:
                 image = APPLY[int(code)](image, *parameters)
         images.append(image)
     return torch.stack(images)
@@ -77,10 +77,11 @@ def test_dino_colour(benchmark, provider: str) -> None:
     crops = RandomResizedCrop(224)(
         [torch.from_numpy(array).permute(2, 0, 1) for array in arrays], sample_ids=range(IMAGES)
     )
-    program = Pipeline([RandomResizedCrop(224), *CHAIN]).programs[0].chain.sample_program(np.arange(IMAGES), 0)
+    chain = Pipeline([RandomResizedCrop(224), *CHAIN]).programs[0].chain
+    program = chain.sample_program(np.arange(IMAGES), 0, (224, 224))
     output, expected = PROVIDERS[provider](crops, program), with_torchvision(crops, program)
     far = (output - expected).abs().amax(1) > 1e-5 / min(IMAGENET_STD)
-    solarized = torch.from_numpy((program[..., 0] == pixel_ops.SOLARIZE).any(1)).view(-1, 1, 1)
+    solarized = torch.from_numpy((program[..., 0] == ops.SOLARIZE).any(1)).view(-1, 1, 1)
     assert not (far & ~solarized).any()
     assert far.float().mean() < 1e-3
     benchmark.extra_info |= {"images": IMAGES, "bytes": crops.numel() * 5}

@@ -11,25 +11,24 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from slipstream_kernels import pixel_ops
+from slipstream_kernels import ops
 
 from .draws import Draws
 from .stage import Normalize, PointwiseStage, RandomHorizontalFlip, Stage, ToDtype
-from .stage_color import ColorStage
+from .stage_program import ProgramStage, rows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chain:
     """One crop's stages. flips, and program (empty where the table does all): with the key of each (None: not random).
 
-    table: [3, 256] output values by channel and byte, or None. dtype: the output's. contrasts: see PixelFormat.
+    table: [3, 256] output values by channel and byte, or None. dtype: the output's.
     """
 
     flips: tuple[tuple[int, RandomHorizontalFlip], ...]
     table: torch.Tensor | None
-    program: tuple[tuple[int | None, ColorStage | Normalize], ...]
+    program: tuple[tuple[int | None, ProgramStage | Normalize], ...]
     dtype: torch.dtype
-    contrasts: int
 
     def sample_flips(self, sample_ids: np.ndarray, epoch: int) -> np.ndarray:
         """Whether each sample is mirrored, all flips taken together: bool [B]."""
@@ -38,17 +37,15 @@ class Chain:
             flipped ^= stage.sample_params(Draws(key, sample_ids, epoch))
         return flipped
 
-    def sample_program(self, sample_ids: np.ndarray, epoch: int) -> np.ndarray:
-        """The per-pixel program of each sample: float32 [B, K, 8] (slipstream_kernels.pixel_ops)."""
+    def sample_program(self, sample_ids: np.ndarray, epoch: int, size: tuple[int, int]) -> np.ndarray:
+        """The per-pixel program of each sample: float32 [B, K, 16] (slipstream_kernels.ops)."""
         parts = []
         for key, stage in self.program:
             if isinstance(stage, Normalize):
-                row = np.array([pixel_ops.NORMALIZE, *stage.mean, *stage.std, 0.0], np.float32)
-                row = row[: pixel_ops.OP_WIDTH]
-                parts.append(np.broadcast_to(row, (len(sample_ids), 1, pixel_ops.OP_WIDTH)))
+                parts.append(rows(len(sample_ids), ops.NORMALIZE, *stage.mean, *stage.std))
             else:
                 assert key is not None
-                parts.append(stage.sample_program(Draws(key, sample_ids, epoch)))
+                parts.append(stage.sample_program(Draws(key, sample_ids, epoch), size))
         return np.ascontiguousarray(np.concatenate(parts, axis=1))
 
 
@@ -56,15 +53,15 @@ def compile_chain(stages: Sequence[tuple[Stage, int]]) -> Chain:
     """Compile stages, each with its key (of no use to a stage that is not random); TypeError for what does not fit."""
     flips = tuple((key, stage) for stage, key in stages if isinstance(stage, RandomHorizontalFlip))
     rest = [(stage, key) for stage, key in stages if not isinstance(stage, RandomHorizontalFlip)]
-    if not any(isinstance(stage, ColorStage) for stage, _ in rest):
+    if not any(isinstance(stage, ProgramStage) for stage, _ in rest):
         table = _byte_table([stage for stage, _ in rest if isinstance(stage, PointwiseStage)])
         dtype = torch.uint8 if table is None else table.dtype
-        return Chain(flips=flips, table=table, program=(), dtype=dtype, contrasts=0)
-    program: list[tuple[int | None, ColorStage | Normalize]] = []
+        return Chain(flips=flips, table=table, program=(), dtype=dtype)
+    program: list[tuple[int | None, ProgramStage | Normalize]] = []
     dtype, normalized = torch.uint8, False
     for stage, key in rest:
         name = type(stage).__name__
-        if isinstance(stage, ColorStage):
+        if isinstance(stage, ProgramStage):
             if normalized:
                 raise TypeError(f"{name} takes images in [0, 1]: put it before Normalize")
             program.append((key, stage))
@@ -77,26 +74,25 @@ def compile_chain(stages: Sequence[tuple[Stage, int]]) -> Chain:
             dtype = stage.output_dtype(dtype)
         else:
             raise TypeError(f"{name} cannot stand in one chain with colour stages")
-    contrasts = sum(stage.contrasts for _, stage in program if isinstance(stage, ColorStage))
-    return Chain(flips=flips, table=None, program=tuple(program), dtype=dtype, contrasts=contrasts)
+    return Chain(flips=flips, table=None, program=tuple(program), dtype=dtype)
 
 
 _WORDS = {
-    pixel_ops.BRIGHTNESS: "brightness x {:.4g}",
-    pixel_ops.ADD_BRIGHTNESS: "brightness {:+.4g}",
-    pixel_ops.CONTRAST: "contrast x {:.4g}",
-    pixel_ops.SATURATION: "saturation x {:.4g}",
-    pixel_ops.HUE: "hue {:+.4g} turns",
-    pixel_ops.GREY: "grey",
-    pixel_ops.SOLARIZE: "solarize at {:.4g}",
-    pixel_ops.POSTERIZE: "posterize to {:g} levels",
-    pixel_ops.INVERT: "invert",
-    pixel_ops.NORMALIZE: "normalize",
+    ops.BRIGHTNESS: "brightness x {:.4g}",
+    ops.ADD_BRIGHTNESS: "brightness {:+.4g}",
+    ops.CONTRAST: "contrast x {:.4g}",
+    ops.SATURATION: "saturation x {:.4g}",
+    ops.HUE: "hue {:+.4g} turns",
+    ops.GREY: "grey",
+    ops.SOLARIZE: "solarize at {:.4g}",
+    ops.POSTERIZE: "posterize to {:g} levels",
+    ops.INVERT: "invert",
+    ops.NORMALIZE: "normalize",
 }
 
 
 def describe_op(row: np.ndarray) -> str:
-    """One operation of a per-pixel program, float32 [8], in words."""
+    """One operation of a per-pixel program, float32 [16], in words."""
     return _WORDS[int(row[0])].format(float(row[1]))
 
 

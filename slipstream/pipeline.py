@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from slipstream_kernels.crop_jobs import OutputFormat
-from slipstream_kernels.pixel_ops import PixelFormat
+from slipstream_kernels.ops import ProgramFormat
 from slipstream_kernels.ragged import RaggedBatch
 
 from .chain import compile_chain
@@ -30,7 +30,7 @@ from .device import resolve_backend, to_device
 from .draws import Draws, fresh_sample_ids, stream_key
 from .plan import CropProgram, Plan, draw_plan
 from .stage import MultiCropPipeline, RandomHorizontalFlip, Stage, check_stage
-from .stage_color import ColorStage
+from .stage_program import ProgramStage
 
 CROP_STAGES = (RandomResizedCrop, CenterCrop, MultiRandomResizedCrop, MultiCropRandomResizedCrop)
 
@@ -77,7 +77,7 @@ class Pipeline:
 
         self.programs: list[CropProgram] = []
         self._formats: list[OutputFormat] = []
-        self._pixel_formats: dict[str, PixelFormat] = {}
+        self._program_formats: dict[str, ProgramFormat] = {}
         for name, crop in self._crops.items():
             key = None
             if isinstance(crop, RandomResizedCrop):
@@ -92,9 +92,7 @@ class Pipeline:
             last = crop.memory_format == torch.channels_last
             self._formats.append(OutputFormat(size=crop.size, table=chain.table, channels_last=last))
             if chain.program:
-                self._pixel_formats[name] = PixelFormat(
-                    dtype=chain.dtype, channels_last=last, contrasts=chain.contrasts
-                )
+                self._program_formats[name] = ProgramFormat(dtype=chain.dtype, channels_last=last)
         self._formats_on: dict[torch.device, list[OutputFormat]] = {torch.device("cpu"): self._formats}
 
     @property
@@ -128,16 +126,16 @@ class Pipeline:
     def prepare(self, images: RaggedBatch, plan: Plan, backend: str) -> Any:
         """The host's part of the launches, which may be done ahead on another thread: pass it to `run`."""
         if backend == "cpu":
-            return plan.jobs, plan.pixel_ops
+            return plan.jobs, plan.programs
         from slipstream_kernels.resized_crop import pack_tables
 
-        return pack_tables(images, plan.jobs, self.formats(images.device)), plan.pixel_ops
+        return pack_tables(images, plan.jobs, self.formats(images.device)), plan.programs
 
     def run(
         self, images: RaggedBatch, prepared: Any, backend: str, pool: Executor | None = None, num_threads: int = 1
     ) -> list[torch.Tensor]:
         """Every crop of the batch, on the images' device; on CUDA on the current stream, without waiting for it."""
-        jobs, pixel_ops = prepared
+        jobs, programs = prepared
         formats = self.formats(images.device)
         if backend == "cpu":
             from slipstream_kernels.resized_crop_cpu import resized_crop_cpu
@@ -147,13 +145,13 @@ class Pipeline:
             from slipstream_kernels.resized_crop import resized_crop
 
             crops = resized_crop(images, jobs, formats)
-        places = [index for index, program in enumerate(self.programs) if program.name in self._pixel_formats]
+        places = [index for index, program in enumerate(self.programs) if program.name in self._program_formats]
         if places:
             names = [self.programs[index].name for index in places]
-            finished = _run_pixel_ops(
+            finished = _run_programs(
                 [crops[index] for index in places],
-                [pixel_ops[name] for name in names],
-                [self._pixel_formats[name] for name in names],
+                [programs[name] for name in names],
+                [self._program_formats[name] for name in names],
                 backend,
                 (pool, num_threads),
             )
@@ -237,38 +235,45 @@ def _apply_chain(
     stages: Sequence[Stage], images: torch.Tensor, ids: np.ndarray, epoch: int, *, seed: int, name: str
 ) -> torch.Tensor:
     keyed = _with_keys([(stage, seed) for stage in stages], "", name)
-    if not any(isinstance(stage, ColorStage) for stage in stages):  # on any dtype and number of channels
+    if not any(isinstance(stage, ProgramStage) for stage in stages):  # on any dtype and number of channels
         for stage, key in keyed:
             if isinstance(stage, RandomHorizontalFlip):
                 images = _flip(images, stage.sample_params(Draws(key, ids, epoch)))
-            elif not isinstance(stage, ColorStage):
+            elif not isinstance(stage, ProgramStage):
                 images = stage.apply(images)
         return images
     chain = compile_chain(keyed)
     if chain.flips:
         images = _flip(images, chain.sample_flips(ids, epoch))
     last = not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
-    fmt = PixelFormat(dtype=chain.dtype, channels_last=last, contrasts=chain.contrasts)
+    fmt = ProgramFormat(dtype=chain.dtype, channels_last=last)
     backend = resolve_backend(None, images.device)
     num_threads = torch.get_num_threads()
     with ThreadPoolExecutor(num_threads) as pool:
-        return _run_pixel_ops([images], [chain.sample_program(ids, epoch)], [fmt], backend, (pool, num_threads))[0]
+        return _run_programs(
+            [images],
+            [chain.sample_program(ids, epoch, (images.shape[2], images.shape[3]))],
+            [fmt],
+            backend,
+            (pool, num_threads),
+        )[0]
 
 
-def _run_pixel_ops(
+def _run_programs(
     images: Sequence[torch.Tensor],
     programs: Sequence[np.ndarray],
-    formats: Sequence[PixelFormat],
+    formats: Sequence[ProgramFormat],
     backend: str,
     threads: tuple[Executor | None, int],
 ) -> list[torch.Tensor]:
     if backend == "cpu":
-        from slipstream_kernels.color_cpu import pixel_ops_cpu
+        from slipstream_kernels.programs_cpu import run_programs_cpu
 
-        return pixel_ops_cpu(images, programs, formats, pool=threads[0], num_threads=threads[1])
-    from slipstream_kernels.color import pixel_ops
+        return run_programs_cpu(images, programs, formats, pool=threads[0], num_threads=threads[1])
 
-    return pixel_ops(images, programs, formats)
+    from slipstream_kernels.programs import run_programs
+
+    return run_programs(images, programs, formats)
 
 
 def _flip(images: torch.Tensor, flipped: np.ndarray) -> torch.Tensor:

@@ -28,8 +28,8 @@ class Plan:
 
     sample_ids: [B]. epoch. crops: C names. jobs: int32 [B, C, 10], what the crop launch is told (see
     slipstream_kernels.crop_jobs). boxes: int32 [B, C, 4] (top, left, height, width) in source pixels. flips: the names
-    of crops that are flipped at random -> bool [B], all flips of the crop taken together. pixel_ops: the names of crops
-    with colour stages -> float32 [B, K, 8], each sample's per-pixel program (see slipstream_kernels.pixel_ops).
+    of crops that are flipped at random -> bool [B], all flips of the crop taken together. programs: the names of crops
+    with colour stages -> float32 [B, K, 16], each sample's per-pixel program (see slipstream_kernels.ops).
     """
 
     sample_ids: np.ndarray
@@ -38,7 +38,7 @@ class Plan:
     jobs: np.ndarray
     boxes: np.ndarray
     flips: dict[str, np.ndarray]
-    pixel_ops: dict[str, np.ndarray]
+    programs: dict[str, np.ndarray]
 
     def describe(self, index: int) -> str:
         """What sample `index` of the batch gets, in words: a line for each crop."""
@@ -51,20 +51,21 @@ class Plan:
             if name in self.flips and self.flips[name][index]:
                 words.append("mirrored")
             words += [
-                describe_op(row) for row in self.pixel_ops.get(name, np.zeros((index + 1, 0, 8)))[index] if row[0]
+                describe_op(row) for row in self.programs.get(name, np.zeros((index + 1, 0, 16)))[index] if row[0]
             ]
             lines.append(f"  {name or 'crop'}: " + ", ".join(words))
         return "\n".join(lines)
 
 
-def draw_plan(programs: Sequence[CropProgram], sizes: np.ndarray, sample_ids: np.ndarray, epoch: int) -> Plan:
+def draw_plan(crops: Sequence[CropProgram], sizes: np.ndarray, sample_ids: np.ndarray, epoch: int) -> Plan:
     """Draw the plan for images of these sizes, int32 [B, 2] (h, w): a pure function of its arguments, row by row."""
     count = len(sizes)
-    jobs = np.zeros((count, len(programs), 10), np.int32)
-    boxes = np.zeros((count, len(programs), 4), np.int32)
-    flips, pixel_ops = {}, {}
-    for index, program in enumerate(programs):
+    jobs = np.zeros((count, len(crops), 10), np.int32)
+    boxes = np.zeros((count, len(crops), 4), np.int32)
+    flips, programs = {}, {}
+    for index, program in enumerate(crops):
         draws = None if program.box_key is None else Draws(program.box_key, sample_ids, epoch)
+        assert isinstance(program.crop.size, tuple)
         geometry = sample_geometry(program.crop, sizes, draws)
         job = jobs[:, index]
         job[:, 0:4], job[:, 4:6], job[:, 6:8] = geometry.box, geometry.full, geometry.origin
@@ -72,10 +73,7 @@ def draw_plan(programs: Sequence[CropProgram], sizes: np.ndarray, sample_ids: np
         if program.chain.flips:
             job[:, 9] = flips[program.name] = program.chain.sample_flips(sample_ids, epoch)
         if program.chain.program:
-            pixel_ops[program.name] = program.chain.sample_program(sample_ids, epoch)
-        assert isinstance(program.crop.size, tuple)
+            programs[program.name] = program.chain.sample_program(sample_ids, epoch, program.crop.size)
         boxes[:, index] = seen_boxes(geometry, program.crop.size)
-    names = tuple(program.name for program in programs)
-    return Plan(
-        sample_ids=sample_ids, epoch=epoch, crops=names, jobs=jobs, boxes=boxes, flips=flips, pixel_ops=pixel_ops
-    )
+    names = tuple(program.name for program in crops)
+    return Plan(sample_ids=sample_ids, epoch=epoch, crops=names, jobs=jobs, boxes=boxes, flips=flips, programs=programs)

@@ -16,7 +16,7 @@ import torch
 
 from . import checks
 from .draws import Draws
-from .stage_color import ColorStage
+from .stage_program import ProgramStage
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -149,7 +149,7 @@ class ToDtype:
         return self.apply(images)
 
 
-Stage = RandomHorizontalFlip | ColorStage | PointwiseStage
+Stage = RandomHorizontalFlip | ProgramStage | PointwiseStage
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +189,7 @@ def check_stages(field: str, stages: Any) -> tuple[Stage, ...]:
 
 def check_stage(field: str, stage: Any) -> Stage:
     """One stage; TypeError that names its place for what is none."""
-    if isinstance(stage, type) or not isinstance(stage, (RandomHorizontalFlip, ColorStage, PointwiseStage)):
+    if isinstance(stage, type) or not isinstance(stage, (RandomHorizontalFlip, ProgramStage, PointwiseStage)):
         raise TypeError(f"{field} must be a stage (RandomHorizontalFlip, ColorJitter, Normalize, ...), got {stage!r}")
     return stage
 

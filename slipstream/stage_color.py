@@ -1,8 +1,6 @@
 """Per-pixel stages on [0, 1] images: colour jitter, grey, solarize, posterize, invert.
 
-Each samples a program for every image (slipstream_kernels.pixel_ops): rows of operation and parameters, NOTHING where
-it is not applied. A crop's stages of this kind, and the Normalize and cast after them, run as one launch that reads and
-writes each pixel once, in float32, rounded once at the end (uint8: half to even).
+A run of these is one launch that reads and writes each pixel once, with one reading more for a contrast's mean.
 """
 
 from __future__ import annotations
@@ -13,40 +11,18 @@ from itertools import permutations
 from typing import Any
 
 import numpy as np
-import torch
-from slipstream_kernels import pixel_ops
+from slipstream_kernels import ops
 
 from . import checks
 from .draws import Draws
+from .stage_program import ProgramStage, applied, rows, where
 
 _ORDERS = np.array(list(permutations(range(4))))
 JITTER_ORDERS = ("random", "fixed")
 
 
-class ColorStage:
-    """A per-pixel stage: subclasses are frozen dataclasses with `seed`, and sample a program for each image."""
-
-    __slots__ = ()
-    seed: int | None
-
-    @property
-    def contrasts(self) -> int:
-        """Readings of the whole image that it needs before it can be applied."""
-        return 0
-
-    def sample_program(self, draws: Draws) -> np.ndarray:
-        """Its operations for each image, float32 [B, n, 8] (slipstream_kernels.pixel_ops)."""
-        raise TypeError(f"{type(self).__name__} samples no program")
-
-    def __call__(self, images: torch.Tensor, *, sample_ids: Any = None, epoch: int = 0) -> torch.Tensor:
-        """uint8 images [B, 3, h, w], transformed; with sample_ids a pure function of (seed, sample id, epoch)."""
-        from .pipeline import apply_stage
-
-        return apply_stage(self, images, sample_ids, epoch)
-
-
 @dataclass(frozen=True, slots=True)
-class ColorJitter(ColorStage):
+class ColorJitter(ProgramStage):
     """Brightness, contrast, saturation and hue by random amounts: torchvision's ColorJitter, drawn for each sample.
 
     brightness, contrast, saturation: b for factors in [max(0, 1 - b), 1 + b], or (low, high) with 0 <= low <= high.
@@ -80,33 +56,34 @@ class ColorJitter(ColorStage):
             seed=checks.seed("seed", self.seed),
         )
 
-    @property
-    def contrasts(self) -> int:
-        return int(self.contrast != (1.0, 1.0))
+    def slots(self) -> tuple[tuple[int, ...], ...]:
+        """The operations whose amount is not always neutral."""
+        return tuple((code,) for code, limits, still in self._parts() if limits != (still, still))
 
-    def sample_program(self, draws: Draws) -> np.ndarray:
+    def _parts(self) -> list[tuple[int, tuple[float, float], float]]:
+        # code, range (settled) and neutral amount of each operation
+        brightness = (ops.ADD_BRIGHTNESS, 0.0) if self.additive_brightness else (ops.BRIGHTNESS, 1.0)
+        ranges: list[Any] = [self.brightness, self.contrast, self.saturation, self.hue]
+        kinds = [brightness, (ops.CONTRAST, 1.0), (ops.SATURATION, 1.0), (ops.HUE, 0.0)]
+        return [(code, limits, still) for (code, still), limits in zip(kinds, ranges, strict=True)]
+
+    def sample_program(self, draws: Draws, size: tuple[int, int]) -> np.ndarray:
         """Block 0: applied (word 0), order (word 1); block 1: the four amounts."""
         words = draws.words(0, 2)
         amount = words[:, 1] * 2.0**-32
-        codes = np.array([pixel_ops.BRIGHTNESS, pixel_ops.CONTRAST, pixel_ops.SATURATION, pixel_ops.HUE])
-        if self.additive_brightness:
-            codes[0] = pixel_ops.ADD_BRIGHTNESS
-        program = np.zeros((len(draws), 4, pixel_ops.OP_WIDTH), np.float32)
-        neutral = (0.0 if self.additive_brightness else 1.0, 1.0, 1.0, 0.0)
-        ranges = (self.brightness, self.contrast, self.saturation, self.hue)
-        for index, (limits, still) in enumerate(zip(ranges, neutral, strict=True)):
-            low, high = limits  # pyright: ignore[reportGeneralTypeIssues]  (settled to two numbers)
+        program = np.zeros((len(draws), 4, ops.OP_WIDTH), np.float32)
+        for index, (code, (low, high), still) in enumerate(self._parts()):
             if (low, high) != (still, still):
-                program[:, index, 0] = codes[index]
+                program[:, index, 0] = code
                 program[:, index, 1] = low + amount[:, index] * (high - low)
         if self.order == "random":
             order = _ORDERS[(words[:, 0, 1].astype(np.uint64) * np.uint64(24)) >> np.uint64(32)]
             program = np.take_along_axis(program, order[:, :, None], axis=1)
-        return _where_applied(program, words[:, 0, 0] * 2.0**-32 < self.p)
+        return where(words[:, 0, 0] * 2.0**-32 < self.p, program)
 
 
 @dataclass(frozen=True, slots=True)
-class RandomGrayscale(ColorStage):
+class RandomGrayscale(ProgramStage):
     """Grey (0.2989 r + 0.587 g + 0.114 b, in all three channels) with probability p: torchvision's RandomGrayscale."""
 
     p: float = 0.1
@@ -116,13 +93,17 @@ class RandomGrayscale(ColorStage):
     def __post_init__(self) -> None:
         checks.settle(self, p=checks.probability("p", self.p), seed=checks.seed("seed", self.seed))
 
-    def sample_program(self, draws: Draws) -> np.ndarray:
+    def slots(self) -> tuple[tuple[int, ...], ...]:
+        """One operation."""
+        return ((ops.GREY,),)
+
+    def sample_program(self, draws: Draws, size: tuple[int, int]) -> np.ndarray:
         """Word 0 of block 0 decides."""
-        return _single(draws, self.p, pixel_ops.GREY)
+        return where(applied(draws, self.p), rows(len(draws), ops.GREY))
 
 
 @dataclass(frozen=True, slots=True)
-class RandomSolarize(ColorStage):
+class RandomSolarize(ProgramStage):
     """Invert the values at or above a threshold, with probability p: torchvision's RandomSolarize.
 
     threshold: in [0, 256], on the scale of uint8, as torchvision's for uint8 images (128 is the recipes').
@@ -139,14 +120,19 @@ class RandomSolarize(ColorStage):
             raise ValueError(f"threshold must be in [0, 256] (the scale of uint8), got {self.threshold!r}")
         checks.settle(self, threshold=threshold, p=checks.probability("p", self.p), seed=checks.seed("seed", self.seed))
 
-    def sample_program(self, draws: Draws) -> np.ndarray:
+    def slots(self) -> tuple[tuple[int, ...], ...]:
+        """One operation."""
+        return ((ops.SOLARIZE,),)
+
+    def sample_program(self, draws: Draws, size: tuple[int, int]) -> np.ndarray:
         """Word 0 of block 0 decides."""
         # the product that a byte becomes, so that a byte equal to the threshold is at it
-        return _single(draws, self.p, pixel_ops.SOLARIZE, np.float32(self.threshold) * np.float32(1 / 255))
+        threshold = np.float32(self.threshold) * np.float32(1 / 255)
+        return where(applied(draws, self.p), rows(len(draws), ops.SOLARIZE, threshold))
 
 
 @dataclass(frozen=True, slots=True)
-class RandomPosterize(ColorStage):
+class RandomPosterize(ProgramStage):
     """Keep `bits` bits of each value (0 to 8), with probability p: torchvision's RandomPosterize on float images."""
 
     bits: int
@@ -160,13 +146,17 @@ class RandomPosterize(ColorStage):
             raise ValueError(f"bits must be in [0, 8], got {bits}")
         checks.settle(self, bits=bits, p=checks.probability("p", self.p), seed=checks.seed("seed", self.seed))
 
-    def sample_program(self, draws: Draws) -> np.ndarray:
+    def slots(self) -> tuple[tuple[int, ...], ...]:
+        """One operation."""
+        return ((ops.POSTERIZE,),)
+
+    def sample_program(self, draws: Draws, size: tuple[int, int]) -> np.ndarray:
         """Word 0 of block 0 decides."""
-        return _single(draws, self.p, pixel_ops.POSTERIZE, 2**self.bits)
+        return where(applied(draws, self.p), rows(len(draws), ops.POSTERIZE, 2**self.bits))
 
 
 @dataclass(frozen=True, slots=True)
-class RandomInvert(ColorStage):
+class RandomInvert(ProgramStage):
     """1 - x with probability p: torchvision's RandomInvert."""
 
     p: float = 0.5
@@ -176,21 +166,13 @@ class RandomInvert(ColorStage):
     def __post_init__(self) -> None:
         checks.settle(self, p=checks.probability("p", self.p), seed=checks.seed("seed", self.seed))
 
-    def sample_program(self, draws: Draws) -> np.ndarray:
+    def slots(self) -> tuple[tuple[int, ...], ...]:
+        """One operation."""
+        return ((ops.INVERT,),)
+
+    def sample_program(self, draws: Draws, size: tuple[int, int]) -> np.ndarray:
         """Word 0 of block 0 decides."""
-        return _single(draws, self.p, pixel_ops.INVERT)
-
-
-def _single(draws: Draws, p: float, code: int, parameter: Any = 0.0) -> np.ndarray:
-    program = np.zeros((len(draws), 1, pixel_ops.OP_WIDTH), np.float32)
-    program[:, 0, 0] = code
-    program[:, 0, 1] = parameter
-    return _where_applied(program, draws.uniform(0)[:, 0, 0] < p)
-
-
-def _where_applied(program: np.ndarray, applied: np.ndarray) -> np.ndarray:
-    program[~applied] = 0.0  # pixel_ops.NOTHING
-    return program
+        return where(applied(draws, self.p), rows(len(draws), ops.INVERT))
 
 
 def _factors(field: str, value: Any, centre: float) -> tuple[float, float]:

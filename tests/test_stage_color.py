@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from slipstream_kernels import pixel_ops
+from slipstream_kernels import ops
 from torchvision.transforms.v2 import functional
 
 from slipstream import (
@@ -40,7 +40,7 @@ DINO = [
 
 
 def program_of(stage, count: int = len(IDS), seed: int = 0) -> np.ndarray:
-    return stage.sample_program(Draws(stream_key(seed, "test"), IDS[:count], 0))
+    return stage.sample_program(Draws(stream_key(seed, "test"), IDS[:count], 0), (8, 8))
 
 
 def by_torchvision(image: torch.Tensor, program: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,28 +48,28 @@ def by_torchvision(image: torch.Tensor, program: np.ndarray) -> tuple[torch.Tens
     image = functional.to_dtype(image, torch.float32, scale=True)
     near = torch.zeros(image.shape[1:], dtype=torch.bool)
     for code, a, *rest in program.tolist():
-        if code == pixel_ops.BRIGHTNESS:
+        if code == ops.BRIGHTNESS:
             image = functional.adjust_brightness(image, a)
-        elif code == pixel_ops.ADD_BRIGHTNESS:
+        elif code == ops.ADD_BRIGHTNESS:
             image = (image + a).clamp(0, 1)
-        elif code == pixel_ops.CONTRAST:
+        elif code == ops.CONTRAST:
             image = functional.adjust_contrast(image, a)
-        elif code == pixel_ops.SATURATION:
+        elif code == ops.SATURATION:
             image = functional.adjust_saturation(image, a)
-        elif code == pixel_ops.HUE:
+        elif code == ops.HUE:
             image = functional.adjust_hue(image, a)
-        elif code == pixel_ops.GREY:
+        elif code == ops.GREY:
             image = functional.rgb_to_grayscale(image, 3)
-        elif code == pixel_ops.SOLARIZE:
+        elif code == ops.SOLARIZE:
             near |= ((image - a).abs() < 1e-5).any(0)
             image = functional.solarize(image, a)
-        elif code == pixel_ops.POSTERIZE:
+        elif code == ops.POSTERIZE:
             steps = image * a
             near |= ((steps - steps.round()).abs() < 1e-5 * a).any(0)
             image = functional.posterize(image, int(a).bit_length() - 1)
-        elif code == pixel_ops.INVERT:
+        elif code == ops.INVERT:
             image = functional.invert(image)
-        elif code == pixel_ops.NORMALIZE:
+        elif code == ops.NORMALIZE:
             image = functional.normalize(image, [a, *rest[:2]], rest[2:5])
     return image, near
 
@@ -85,7 +85,7 @@ def test_a_whole_chain_is_torchvisions(scenes: list[np.ndarray]) -> None:
     out, plan = _run(pipeline, images, ids), pipeline.draw(_sizes(images), ids, 0)
     left_out = 0
     for row in range(len(ids)):
-        expected, near = by_torchvision(cut[row], plan.pixel_ops[""][row])
+        expected, near = by_torchvision(cut[row], plan.programs[""][row])
         left_out += int(near.sum())
         # 1e-5 in [0, 1] is 1e-5 / 0.224 once normalised
         assert (out[row] - expected).abs()[:, ~near].max() <= 1e-5 / 0.224
@@ -127,17 +127,17 @@ def test_fixed_order_and_additive_brightness() -> None:
 
 
 def test_an_amount_of_zero_is_no_operation() -> None:
-    assert (program_of(ColorJitter(hue=0.1), 100)[:, :, 0].sum(1) == pixel_ops.HUE).all()
+    assert (program_of(ColorJitter(hue=0.1), 100)[:, :, 0].sum(1) == ops.HUE).all()
     assert (program_of(ColorJitter(), 100) == 0).all()
 
 
 @pytest.mark.parametrize(
     ("stage", "code", "parameter"),
     [
-        (RandomGrayscale(0.3), pixel_ops.GREY, 0),
-        (RandomSolarize(128, p=0.3), pixel_ops.SOLARIZE, np.float32(128) * np.float32(1 / 255)),
-        (RandomPosterize(4, p=0.3), pixel_ops.POSTERIZE, 16),
-        (RandomInvert(0.3), pixel_ops.INVERT, 0),
+        (RandomGrayscale(0.3), ops.GREY, 0),
+        (RandomSolarize(128, p=0.3), ops.SOLARIZE, np.float32(128) * np.float32(1 / 255)),
+        (RandomPosterize(4, p=0.3), ops.POSTERIZE, 16),
+        (RandomInvert(0.3), ops.INVERT, 0),
     ],
 )
 def test_p_is_the_share_of_samples(stage, code, parameter) -> None:
@@ -149,7 +149,7 @@ def test_p_is_the_share_of_samples(stage, code, parameter) -> None:
 
 def test_stages_of_a_crop_draw_independently() -> None:
     pipeline = Pipeline([RandomResizedCrop(8), RandomGrayscale(0.5), RandomGrayscale(0.5), RandomInvert(0.5)])
-    rows = pipeline.programs[0].chain.sample_program(IDS, 0)[:, :, 0] != 0
+    rows = pipeline.programs[0].chain.sample_program(IDS, 0, (8, 8))[:, :, 0] != 0
     correlation = np.corrcoef(rows.T.astype(float))
     assert np.abs(correlation - np.eye(3)).max() < 5 / np.sqrt(len(IDS))
 
@@ -160,7 +160,7 @@ def test_an_explicit_seed_yokes_stages() -> None:
     pipeline = Pipeline(
         [crops, MultiCropPipeline({"a": [shared], "b": [shared], "c": [ColorJitter(0.4, 0.4, 0.2, 0.1)]})]
     )
-    a, b, c = (program.chain.sample_program(IDS[:50], 0) for program in pipeline.programs)
+    a, b, c = (program.chain.sample_program(IDS[:50], 0, (8, 8)) for program in pipeline.programs)
     assert np.array_equal(a, b) and not np.array_equal(a, c)
 
 

@@ -13,20 +13,14 @@ Shapes: C crops, uint8 [B, 3, h, w] in, any strides; the same shape out. It does
 # pyright: reportArgumentType=false, reportCallIssue=false
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TypedDict
 
-import numpy as np
-import torch
 import triton
 import triton.language as tl
 from triton import knobs
 
-from . import pixel_ops as ops
+from . import ops
 from ._math import blend, clamp_unit, grey_of, posterize, round_to_bfloat16, shift_hue, unit_to_byte
-from .launch import check_device, launching_on
-from .pixel_ops import DTYPES, OP_WIDTH, PixelFormat, check_pixels, check_programs, empty_pixels
-from .resized_crop import tile_table
 
 BRIGHTNESS = tl.constexpr(ops.BRIGHTNESS)
 ADD_BRIGHTNESS = tl.constexpr(ops.ADD_BRIGHTNESS)
@@ -71,7 +65,7 @@ def image_mean(sums, num_sums, num_pixels):
 def run_program(r, g, b, program, count, sums, level_step, num_sums, num_pixels):
     # A block of pixels after the first `count` operations; the sums of one contrast are level_step from the next's.
     for index in range(count):
-        op = program + index * 8
+        op = program + index * 16
         code = tl.load(op).to(tl.int32)
         amount = tl.load(op + 1)
         if code == BRIGHTNESS:
@@ -165,13 +159,13 @@ def grey_sums_kernel(crops, programs, tiles, sums, num_tiles, level, BLOCK: tl.c
     crop = crops + tl.load(tile) * COLUMNS
     num_images = tl.load(crop + 2).to(tl.int32)
     count = tl.load(crop + 4).to(tl.int32)
-    program = programs + (tl.load(crop + 3) + image.to(tl.int64) * count) * 8
+    program = programs + (tl.load(crop + 3) + image.to(tl.int64) * count) * 16
 
     place = count  # where the contrast stands; past the end where the program has none
     seen = 0
     if image < num_images:
         for index in range(count):
-            is_contrast = tl.load(program + index * 8) == CONTRAST
+            is_contrast = tl.load(program + index * 16) == CONTRAST
             place = tl.where(is_contrast & (seen == level), index, place)
             seen += is_contrast.to(tl.int32)
     if place < count:
@@ -205,7 +199,7 @@ def pixel_ops_kernel(crops, programs, tiles, sums, num_tiles, BLOCK: tl.constexp
         level_step = num_images.to(tl.int64) * num_sums
         image_sums = sums + tl.load(crop + 5) + image.to(tl.int64) * num_sums
         count = tl.load(crop + 4).to(tl.int32)
-        program = programs + (tl.load(crop + 3) + image.to(tl.int64) * count) * 8
+        program = programs + (tl.load(crop + 3) + image.to(tl.int64) * count) * 16
         r, g, b = load_pixels(crop, image, pixel, num_rows, num_columns)
         r, g, b = run_program(r, g, b, program, count, image_sums, level_step, num_sums, num_pixels)
 
@@ -218,101 +212,3 @@ def pixel_ops_kernel(crops, programs, tiles, sums, num_tiles, BLOCK: tl.constexp
         store_channel(r, address, offset, live, kind)
         store_channel(g, address + step, offset, live, kind)
         store_channel(b, address + step * 2, offset, live, kind)
-
-
-def check_spans(images: Sequence[torch.Tensor], out: Sequence[torch.Tensor]) -> None:
-    """Raise ValueError for a plane too large for the kernels' int32 offsets."""
-    for index, (image, tensor) in enumerate(zip(images, out, strict=True)):
-        height, width = image.shape[2:]
-        span = max(height * width, *(t.stride(2) * (height - 1) + t.stride(3) * (width - 1) for t in (image, tensor)))
-        if span >= 2**30:
-            raise ValueError(f"images[{index}] or its output spans {span} elements, allowed is less than 2**30")
-
-
-def rows_and_columns(image: torch.Tensor, out: torch.Tensor) -> tuple[int, int]:
-    """A crop's (h, w), or (1, h * w) where both tensors' rows follow on at one step: then no pixel needs a division."""
-    height, width = image.shape[2:]
-    flat = all(tensor.stride(2) == width * tensor.stride(3) for tensor in (image, out))
-    return (1, height * width) if flat else (height, width)
-
-
-def pack_programs(
-    images: Sequence[torch.Tensor],
-    programs: Sequence[np.ndarray],
-    out: Sequence[torch.Tensor],
-    first_sums: Sequence[int],
-    shapes: Sequence[tuple[int, int]],
-) -> torch.Tensor:
-    """What one launch is told, for one copy to the device: int64 [C, 18] then every program's float32 operations,
-    pinned where CUDA is."""
-    num_ops = sum(program.shape[0] * program.shape[1] for program in programs)
-    head = len(images) * CROP_COLUMNS
-    pinned = len(images) > 0 and images[0].device.type == "cuda"
-    table = torch.empty(head + num_ops * OP_WIDTH // 2, dtype=torch.int64, device="cpu", pin_memory=pinned)
-    numbers = table.numpy()
-    operations = numbers[head:].view(np.float32)
-    first = 0
-    for row, image, program, tensor, first_sum, shape in zip(
-        numbers[:head].reshape(-1, CROP_COLUMNS), images, programs, out, first_sums, shapes, strict=True
-    ):
-        row[:6] = (*shape, len(image), first, program.shape[1], first_sum)
-        row[6:11] = (image.data_ptr(), *image.stride())
-        row[11:] = (tensor.data_ptr(), *tensor.stride(), DTYPES.index(tensor.dtype), 0)
-        end = first + program.shape[0] * program.shape[1]
-        operations[first * OP_WIDTH : end * OP_WIDTH] = program.reshape(-1)
-        first = end
-    return table
-
-
-def pixel_ops(
-    images: Sequence[torch.Tensor],
-    programs: Sequence[np.ndarray],
-    formats: Sequence[PixelFormat],
-    out: Sequence[torch.Tensor] | None = None,
-) -> list[torch.Tensor]:
-    """Every crop of every image through its program: one launch, and one before it for each level of contrast.
-
-    images: C crops, uint8 [B, 3, h, w] each (B, h, w may differ), any strides, on one device. programs: C of float32
-    [B, K, 8] (see pixel_ops). formats: C. Returns C tensors of the images' shapes; `out` gives them instead. Raises
-    ValueError or TypeError for what does not fit together; RuntimeError for CPU tensors outside Triton's interpreter.
-    Reference: pixel_ops_reference.
-    """
-    check_programs(images, programs, formats)
-    for image in images:
-        check_device(image.device, pixel_ops_kernel)
-    if out is None:
-        out = empty_pixels(images, formats)
-    check_pixels(images, out, formats)
-    check_spans(images, out)
-    most_images = max(map(len, images), default=0)
-    shapes = tuple(rows_and_columns(image, tensor) for image, tensor in zip(images, out, strict=True))
-    if not any(image.numel() for image in images):
-        return list(out)
-
-    options = launch_options()
-    block = options["BLOCK"]
-    planes = tuple((1, rows * columns) for rows, columns in shapes)
-    device = images[0].device
-    lengths = [
-        fmt.contrasts * len(image) * triton.cdiv(rows * columns, block)
-        for image, fmt, (rows, columns) in zip(images, formats, shapes, strict=True)
-    ]
-    first_sums = [sum(lengths[:index]) for index in range(len(lengths))]
-    sums = torch.empty(sum(lengths), dtype=torch.float32, device=device)
-    table = pack_programs(images, programs, out, first_sums, shapes).to(device, non_blocking=True)
-    operations = table[len(images) * CROP_COLUMNS :].view(torch.float32)
-    with launching_on(device):
-        for level in range(max(fmt.contrasts for fmt in formats)):
-            # grid: each block of each image of the crops that have such a contrast
-            read = tuple((1, n if fmt.contrasts > level else 0) for (_, n), fmt in zip(planes, formats, strict=True))
-            tiles = tile_table(read, 1, block, device)
-            if len(tiles):
-                grey_sums_kernel[(most_images * len(tiles),)](
-                    table, operations, tiles, sums, len(tiles), level, COLUMNS=CROP_COLUMNS, **options
-                )
-        # grid: each block of each crop, image by image
-        tiles = tile_table(planes, 1, block, device)
-        pixel_ops_kernel[(most_images * len(tiles),)](
-            table, operations, tiles, sums, len(tiles), COLUMNS=CROP_COLUMNS, **options
-        )
-    return list(out)

@@ -22,7 +22,7 @@ from .crop_jobs import (
     WINDOW_TOP,
     OutputFormat,
 )
-from .pixel_ops import (
+from .ops import (
     ADD_BRIGHTNESS,
     BRIGHTNESS,
     CONTRAST,
@@ -33,7 +33,7 @@ from .pixel_ops import (
     POSTERIZE,
     SATURATION,
     SOLARIZE,
-    PixelFormat,
+    ProgramFormat,
     check_programs,
 )
 from .ragged import RaggedBatch
@@ -100,10 +100,10 @@ def _resize_last_axis(pixels: torch.Tensor, full: int, bicubic: bool) -> torch.T
     return (total >> PRECISION_BITS).clamp(0, 255)
 
 
-def pixel_ops_reference(
-    images: Sequence[torch.Tensor], programs: Sequence[np.ndarray], formats: Sequence[PixelFormat]
+def run_programs_reference(
+    images: Sequence[torch.Tensor], programs: Sequence[np.ndarray], formats: Sequence[ProgramFormat]
 ) -> list[torch.Tensor]:
-    """pixel_ops in plain torch, one image and operation at a time: the same arguments, torchvision v2's formulas."""
+    """run_programs in plain torch, one image and operation at a time: the same arguments, torchvision v2's formulas."""
     check_programs(images, programs, formats)
     outputs = []
     for batch, program, fmt in zip(images, programs, formats, strict=True):

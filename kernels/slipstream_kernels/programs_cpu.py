@@ -1,4 +1,4 @@
-"""The pixel-ops launch on the CPU: the same programs, Numba instead of Triton.
+"""The programs launch on the CPU: the same programs, Numba instead of Triton.
 
 An image is worked on in bands of a few rows, float32 and planar, small enough to stay in the first cache; an operation
 is a loop over the band that LLVM makes vectors of. A contrast needs the mean of the whole image, hence a reading of it
@@ -17,7 +17,7 @@ import numba
 import numpy as np
 import torch
 
-from .pixel_ops import (
+from .ops import (
     ADD_BRIGHTNESS,
     BRIGHTNESS,
     CONTRAST,
@@ -30,7 +30,7 @@ from .pixel_ops import (
     POSTERIZE,
     SATURATION,
     SOLARIZE,
-    PixelFormat,
+    ProgramFormat,
     check_pixels,
     check_programs,
     empty_pixels,
@@ -248,7 +248,7 @@ def _load_band(source, steps, band, rows, width):
 
 @numba.njit(nogil=True, cache=True)
 def _image(source, target, crop, program):
-    # One image of one crop: addresses of its first pixel and of its output's, its program float32 [K, 8].
+    # One image of one crop: addresses of its first pixel and of its output's, its program float32 [K, 16].
     height, width = crop[HEIGHT], crop[WIDTH]
     steps, out_steps = crop[SOURCE_STEPS:TARGET], crop[TARGET_STEPS:STORE]
     rows = min(max(BAND // width, 1), height)
@@ -299,17 +299,17 @@ def _images(work, crops):
         _image(source, target, crop, program)
 
 
-def pixel_ops_cpu(
+def run_programs_cpu(
     images: Sequence[torch.Tensor],
     programs: Sequence[np.ndarray],
-    formats: Sequence[PixelFormat],
+    formats: Sequence[ProgramFormat],
     out: Sequence[torch.Tensor] | None = None,
     pool: Executor | None = None,
     num_threads: int = 1,
 ) -> list[torch.Tensor]:
-    """pixel_ops on CPU tensors: C crops through their programs, one output tensor each.
+    """run_programs on CPU tensors: C crops through their programs, one output tensor each.
 
-    images: uint8 [B, 3, h, w] each, any strides (B, h and w may differ between crops). programs: float32 [B, K, 8]
+    images: uint8 [B, 3, h, w] each, any strides (B, h and w may differ between crops). programs: float32 [B, K, 16]
     each. pool: an executor whose `num_threads` threads share the work; None does it on the caller's thread.
     Raises ValueError or TypeError for what does not fit together.
     """
