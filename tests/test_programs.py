@@ -14,7 +14,8 @@ from PIL import Image
 from slipstream_kernels import ops
 from slipstream_kernels.ops import OP_WIDTH, ProgramFormat
 from slipstream_kernels.programs_cpu import run_programs_cpu
-from slipstream_kernels.reference import _pixel_op, run_programs_reference
+from slipstream_kernels.reference import run_programs_reference
+from slipstream_kernels.reference_programs import operation_reference
 
 Run = Callable[..., list[torch.Tensor]]
 
@@ -193,7 +194,7 @@ def random_program(rng: np.random.Generator, image: torch.Tensor, length: int) -
             if not near_a_jump(x, code, amount).any():
                 row[:2] = code, amount
                 break
-        x = _pixel_op(x, int(row[0]), row[1:].tolist())
+        x = operation_reference(x, int(row[0]), row[1:].tolist())
     if rng.integers(0, 2):
         program[-1, :7] = [ops.NORMALIZE, *MEAN, *STD]
     return program
