@@ -64,6 +64,16 @@ class Draws:
         """The same blocks as float64 [B, count, 4] in [0, 1): each word times 2**-32."""
         return self.words(first, count) * 2.0**-32
 
+    def child(self, name: str) -> Draws:
+        """The draws of a part that has this name: the key stream_key(key, name), the same sample ids and epoch."""
+        return Draws(stream_key(self.key, name), self.sample_ids, self.epoch)
+
+
+def standard_normal(words: np.ndarray) -> np.ndarray:
+    """Standard normal numbers, float64 [...], from pairs of words, uint32 [..., 2] (Box and Muller's cosine)."""
+    u1, u2 = (words[..., 0] + 0.5) * 2.0**-32, words[..., 1] * 2.0**-32
+    return np.sqrt(-2.0 * np.log(u1)) * np.cos(2.0 * np.pi * u2)
+
 
 def fresh_sample_ids(count: int) -> np.ndarray:
     """Random sample ids, uint64 [count], from torch's default CPU generator, so that torch.manual_seed decides them."""

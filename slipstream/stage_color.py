@@ -1,6 +1,7 @@
-"""Per-pixel stages on [0, 1] images: colour jitter, grey, solarize, posterize, invert.
+"""Colour stages on [0, 1] images: jitter, grey, solarize, posterize, invert, autocontrast, equalize.
 
-A run of these is one launch that reads and writes each pixel once, with one reading more for a contrast's mean.
+A run of these is one launch that reads and writes each pixel once, with one reading more for a contrast's mean, and for
+autocontrast and equalize.
 """
 
 from __future__ import annotations
@@ -173,6 +174,46 @@ class RandomInvert(ProgramStage):
     def sample_program(self, draws: Draws, size: tuple[int, int]) -> np.ndarray:
         """Word 0 of block 0 decides."""
         return where(applied(draws, self.p), rows(len(draws), ops.INVERT))
+
+
+@dataclass(frozen=True, slots=True)
+class RandomAutocontrast(ProgramStage):
+    """Stretch each channel from its (min, max) to (0, 1), with probability p: torchvision's RandomAutocontrast."""
+
+    p: float = 0.5
+    _: KW_ONLY
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        checks.settle(self, p=checks.probability("p", self.p), seed=checks.seed("seed", self.seed))
+
+    def slots(self) -> tuple[tuple[int, ...], ...]:
+        """One operation."""
+        return ((ops.AUTOCONTRAST,),)
+
+    def sample_program(self, draws: Draws, size: tuple[int, int]) -> np.ndarray:
+        """Word 0 of block 0 decides."""
+        return where(applied(draws, self.p), rows(len(draws), ops.AUTOCONTRAST))
+
+
+@dataclass(frozen=True, slots=True)
+class RandomEqualize(ProgramStage):
+    """Make each channel's histogram flat, with probability p: torchvision's RandomEqualize on float images."""
+
+    p: float = 0.5
+    _: KW_ONLY
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        checks.settle(self, p=checks.probability("p", self.p), seed=checks.seed("seed", self.seed))
+
+    def slots(self) -> tuple[tuple[int, ...], ...]:
+        """One operation."""
+        return ((ops.EQUALIZE,),)
+
+    def sample_program(self, draws: Draws, size: tuple[int, int]) -> np.ndarray:
+        """Word 0 of block 0 decides."""
+        return where(applied(draws, self.p), rows(len(draws), ops.EQUALIZE))
 
 
 def _factors(field: str, value: Any, centre: float) -> tuple[float, float]:

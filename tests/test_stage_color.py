@@ -28,6 +28,7 @@ from slipstream import (
 )
 from slipstream.draws import Draws, stream_key
 from slipstream.pipeline import Pipeline
+from slipstream.stage_color import RandomAutocontrast, RandomEqualize
 
 IDS = np.arange(20_000)
 DINO = [
@@ -85,7 +86,7 @@ def test_a_whole_chain_is_torchvisions(scenes: list[np.ndarray]) -> None:
     out, plan = _run(pipeline, images, ids), pipeline.draw(_sizes(images), ids, 0)
     left_out = 0
     for row in range(len(ids)):
-        expected, near = by_torchvision(cut[row], plan.programs[""][row])
+        expected, near = by_torchvision(cut[row], plan.steps[""][0][row])
         left_out += int(near.sum())
         # 1e-5 in [0, 1] is 1e-5 / 0.224 once normalised
         assert (out[row] - expected).abs()[:, ~near].max() <= 1e-5 / 0.224
@@ -138,6 +139,8 @@ def test_an_amount_of_zero_is_no_operation() -> None:
         (RandomSolarize(128, p=0.3), ops.SOLARIZE, np.float32(128) * np.float32(1 / 255)),
         (RandomPosterize(4, p=0.3), ops.POSTERIZE, 16),
         (RandomInvert(0.3), ops.INVERT, 0),
+        (RandomAutocontrast(0.3), ops.AUTOCONTRAST, 0),
+        (RandomEqualize(0.3), ops.EQUALIZE, 0),
     ],
 )
 def test_p_is_the_share_of_samples(stage, code, parameter) -> None:
@@ -145,11 +148,13 @@ def test_p_is_the_share_of_samples(stage, code, parameter) -> None:
     applied = program[:, 0, 0] == code
     assert abs(applied.mean() - 0.3) < 0.0165
     assert (program[applied][:, 0, 1] == parameter).all() and (program[~applied] == 0).all()
+    assert stage.slots() == ((code,),)
+    assert program_of(stage, 0).shape == (0, 1, ops.OP_WIDTH)
 
 
 def test_stages_of_a_crop_draw_independently() -> None:
     pipeline = Pipeline([RandomResizedCrop(8), RandomGrayscale(0.5), RandomGrayscale(0.5), RandomInvert(0.5)])
-    rows = pipeline.programs[0].chain.sample_program(IDS, 0, (8, 8))[:, :, 0] != 0
+    rows = pipeline.programs[0].chain.sample_steps(IDS, 0, (8, 8))[0][:, :, 0] != 0
     correlation = np.corrcoef(rows.T.astype(float))
     assert np.abs(correlation - np.eye(3)).max() < 5 / np.sqrt(len(IDS))
 
@@ -160,7 +165,7 @@ def test_an_explicit_seed_yokes_stages() -> None:
     pipeline = Pipeline(
         [crops, MultiCropPipeline({"a": [shared], "b": [shared], "c": [ColorJitter(0.4, 0.4, 0.2, 0.1)]})]
     )
-    a, b, c = (program.chain.sample_program(IDS[:50], 0, (8, 8)) for program in pipeline.programs)
+    a, b, c = (program.chain.sample_steps(IDS[:50], 0, (8, 8))[0] for program in pipeline.programs)
     assert np.array_equal(a, b) and not np.array_equal(a, c)
 
 
@@ -208,7 +213,7 @@ def test_uint8_in_uint8_out_rounds_once(scenes: list[np.ndarray]) -> None:
     jitter = ColorJitter(0.4, 0.4, 0.2, 0.1)
     as_bytes = jitter(image, sample_ids=[3])
     floats = Pipeline([RandomResizedCrop(8), jitter, ToDtype(torch.float32, scale=True)])
-    assert floats.programs[0].chain.dtype == torch.float32
+    assert floats.programs[0].chain.steps[0].dtype == torch.float32
     expected, _ = by_torchvision(image[0], program_of_call(jitter, 3))
     assert as_bytes.dtype == torch.uint8
     assert ((as_bytes[0] - (expected * 255)).abs() <= 0.5 + 255e-5).all()
@@ -216,7 +221,7 @@ def test_uint8_in_uint8_out_rounds_once(scenes: list[np.ndarray]) -> None:
 
 def program_of_call(stage, sample_id: int) -> np.ndarray:
     pipeline = Pipeline([RandomResizedCrop(8), stage])
-    return pipeline.programs[0].chain.sample_program(np.array([sample_id]), 0)[0]
+    return pipeline.programs[0].chain.sample_steps(np.array([sample_id]), 0, (64, 64))[0][0]
 
 
 @pytest.mark.interpret
@@ -242,6 +247,8 @@ def test_the_interpreter_agrees_with_the_cpu(scenes: list[np.ndarray]) -> None:
         (lambda: RandomSolarize(300), ValueError, r"threshold must be in \[0, 256\]"),
         (lambda: RandomPosterize(9), ValueError, r"bits must be in \[0, 8\], got 9"),
         (lambda: RandomPosterize(2.5), TypeError, "bits must be an int"),  # type: ignore[arg-type]
+        (lambda: RandomAutocontrast(1.1), ValueError, r"p must be in \[0, 1\], got 1.1"),
+        (lambda: RandomEqualize(p="0.5"), TypeError, "p must be a finite number"),  # type: ignore[arg-type]
         (
             lambda: Pipeline([RandomResizedCrop(8), Normalize(), ColorJitter(0.4)]),
             TypeError,
