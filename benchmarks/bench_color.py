@@ -78,7 +78,7 @@ def test_dino_colour(benchmark, provider: str) -> None:
         [torch.from_numpy(array).permute(2, 0, 1) for array in arrays], sample_ids=range(IMAGES)
     )
     chain = Pipeline([RandomResizedCrop(224), *CHAIN]).programs[0].chain
-    program = chain.sample_program(np.arange(IMAGES), 0, (224, 224))
+    program = chain.sample_steps(np.arange(IMAGES), 0, (224, 224))[0]
     output, expected = PROVIDERS[provider](crops, program), with_torchvision(crops, program)
     far = (output - expected).abs().amax(1) > 1e-5 / min(IMAGENET_STD)
     solarized = torch.from_numpy((program[..., 0] == ops.SOLARIZE).any(1)).view(-1, 1, 1)

@@ -20,13 +20,17 @@ if TYPE_CHECKING:
     from .source_fields import PickleRefusedError as PickleRefusedError
     from .stage import MultiCropPipeline as MultiCropPipeline
     from .stage import Normalize as Normalize
-    from .stage import RandomHorizontalFlip as RandomHorizontalFlip
     from .stage import ToDtype as ToDtype
+    from .pipeline import Pipeline as Pipeline
+    from .plan import Plan as Plan
     from .stage_color import ColorJitter as ColorJitter
     from .stage_color import RandomGrayscale as RandomGrayscale
     from .stage_color import RandomInvert as RandomInvert
     from .stage_color import RandomPosterize as RandomPosterize
     from .stage_color import RandomSolarize as RandomSolarize
+    from .stage_flip import RandomHorizontalFlip as RandomHorizontalFlip
+    from .stage_flip import RandomVerticalFlip as RandomVerticalFlip
+    from .stage_own import NamedCopies as NamedCopies
 
 # Where each public name lives: it is imported when it is first used, so that one piece does not pull in the others.
 _HOMES = {
@@ -43,13 +47,17 @@ _HOMES = {
     "PickleRefusedError": "source_fields",
     "MultiCropPipeline": "stage",
     "Normalize": "stage",
-    "RandomHorizontalFlip": "stage",
     "ToDtype": "stage",
+    "Pipeline": "pipeline",
+    "Plan": "plan",
     "ColorJitter": "stage_color",
     "RandomGrayscale": "stage_color",
     "RandomInvert": "stage_color",
     "RandomPosterize": "stage_color",
     "RandomSolarize": "stage_color",
+    "RandomHorizontalFlip": "stage_flip",
+    "RandomVerticalFlip": "stage_flip",
+    "NamedCopies": "stage_own",
 }
 __all__ = ["__version__", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -1,99 +1,179 @@
-"""A crop's stages, compiled: what rides in the crop launch, and what runs as one per-pixel launch after it.
+"""A crop's stages, compiled: what rides in the crop launch, and the steps after it.
 
-Flips commute with everything here, so all of them ride in the crop launch. So do stages that map each value by itself
-(one table), unless a colour stage comes among them: then they are the end of its per-pixel program.
+A flip commutes with all that treats pixels alike, so it rides in the crop launch unless a warp, an erased box or a
+stage of the user's own comes before it. So do stages that map each value by itself (one table), if they come before any
+other. What is left is sections, each one program of operations, with the user's own stages between them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from slipstream_kernels import ops
 
 from .draws import Draws
-from .stage import Normalize, PointwiseStage, RandomHorizontalFlip, Stage, ToDtype
-from .stage_program import ProgramStage, rows
+from .stage import Normalize, PointwiseStage, Stage, ToDtype
+from .stage_flip import flip_bits
+from .stage_own import sample_own
+from .stage_program import ProgramStage, most, rows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Chain:
-    """One crop's stages. flips, and program (empty where the table does all): with the key of each (None: not random).
+class Section:
+    """Stages that run as one program of operations, each with its key (None: not random).
 
-    table: [3, 256] output values by channel and byte, or None. dtype: the output's.
+    dtype: of what it gives, None for that of what it takes. label: the stages' names.
     """
 
-    flips: tuple[tuple[int, RandomHorizontalFlip], ...]
-    table: torch.Tensor | None
-    program: tuple[tuple[int | None, ProgramStage | Normalize], ...]
-    dtype: torch.dtype
+    stages: tuple[tuple[int | None, ProgramStage | Normalize], ...]
+    dtype: torch.dtype | None
+    label: str
 
-    def sample_flips(self, sample_ids: np.ndarray, epoch: int) -> np.ndarray:
-        """Whether each sample is mirrored, all flips taken together: bool [B]."""
-        flipped = np.zeros(len(sample_ids), bool)
-        for key, stage in self.flips:
-            flipped ^= stage.sample_params(Draws(key, sample_ids, epoch))
-        return flipped
+    def output_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """What it makes of images of this dtype."""
+        normalizes = any(isinstance(stage, Normalize) for _, stage in self.stages)
+        return self.dtype or (torch.float32 if normalizes and dtype == torch.uint8 else dtype)
 
-    def sample_program(self, sample_ids: np.ndarray, epoch: int, size: tuple[int, int]) -> np.ndarray:
-        """The per-pixel program of each sample: float32 [B, K, 16] (slipstream_kernels.ops)."""
-        parts = []
-        for key, stage in self.program:
+    def sample(self, sample_ids: np.ndarray, epoch: int, size: tuple[int, int]) -> np.ndarray:
+        """The program of each sample: float32 [B, K, 16], K 1 or more."""
+        parts = [np.zeros((len(sample_ids), 0, ops.OP_WIDTH), np.float32)]
+        for key, stage in self.stages:
             if isinstance(stage, Normalize):
                 parts.append(rows(len(sample_ids), ops.NORMALIZE, *stage.mean, *stage.std))
             else:
                 assert key is not None
                 parts.append(stage.sample_program(Draws(key, sample_ids, epoch), size))
-        return np.ascontiguousarray(np.concatenate(parts, axis=1))
+        program = np.concatenate(parts, axis=1)
+        return program if program.shape[1] else rows(len(sample_ids), ops.NOTHING)
 
 
-def compile_chain(stages: Sequence[tuple[Stage, int]]) -> Chain:
-    """Compile stages, each with its key (of no use to a stage that is not random); TypeError for what does not fit."""
-    flips = tuple((key, stage) for stage, key in stages if isinstance(stage, RandomHorizontalFlip))
-    rest = [(stage, key) for stage, key in stages if not isinstance(stage, RandomHorizontalFlip)]
-    if not any(isinstance(stage, ProgramStage) for stage, _ in rest):
-        table = _byte_table([stage for stage, _ in rest if isinstance(stage, PointwiseStage)])
-        dtype = torch.uint8 if table is None else table.dtype
-        return Chain(flips=flips, table=table, program=(), dtype=dtype)
-    program: list[tuple[int | None, ProgramStage | Normalize]] = []
-    dtype, normalized = torch.uint8, False
-    for stage, key in rest:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Own:
+    """A stage of the user's own, with its key."""
+
+    key: int
+    stage: Any
+    label: str
+
+    def sample(self, sample_ids: np.ndarray, epoch: int, size: tuple[int, int]) -> Any:
+        """What it draws for each sample: an array, a dict of arrays, or None."""
+        return sample_own(self.stage, Draws(self.key, sample_ids, epoch))
+
+
+Step = Section | Own
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chain:
+    """One crop's stages. flips, each with its key, and table [3, 256] (output values by channel and byte, or None) ride
+    in the crop launch; steps come after it. riding: the names of what rides."""
+
+    flips: tuple[tuple[int, ProgramStage], ...]
+    table: torch.Tensor | None
+    steps: tuple[Step, ...]
+    riding: tuple[str, ...]
+
+    def sample_flips(self, sample_ids: np.ndarray, epoch: int) -> np.ndarray:
+        """Each sample's flips, taken together: int32 [B], bits of slipstream_kernels.crop_jobs.FLIP."""
+        bits = np.zeros(len(sample_ids), np.int32)
+        for key, stage in self.flips:
+            flipped = stage.sample_params(Draws(key, sample_ids, epoch))  # pyright: ignore[reportAttributeAccessIssue]
+            bits ^= np.where(flipped, flip_bits(stage), 0).astype(np.int32)
+        return bits
+
+    def sample_steps(self, sample_ids: np.ndarray, epoch: int, size: tuple[int, int]) -> tuple[Any, ...]:
+        """What each step is to do with each sample of this size (h, w): a program, or what the user's stage drew."""
+        return tuple(step.sample(sample_ids, epoch, size) for step in self.steps)
+
+
+def compile_chain(stages: Sequence[tuple[Stage, int]], *, cut: bool = True) -> Chain:
+    """Compile stages, each with its key (of no use to a stage that is not random); TypeError for what does not fit.
+
+    cut: whether a crop launch comes before them, which a table can ride in.
+    """
+    flips, rest, fixed = [], [], False
+    for stage, key in stages:
+        if flip_bits(stage) and not fixed:
+            flips.append((key, stage))
+        else:
+            rest.append((stage, key))
+            kept = isinstance(stage, (PointwiseStage, ProgramStage)) and not (
+                isinstance(stage, ProgramStage) and most(stage, (ops.WARP, ops.ERASE))
+            )
+            fixed = fixed or not kept
+    table, riding = None, [type(stage).__name__ for _, stage in flips]
+    plain = 0
+    if cut and not any(isinstance(stage, ProgramStage) for stage, _ in _first_run(rest)):
+        while plain < len(rest) and _is_pointwise(rest[plain][0]):
+            plain += 1
+        table = _byte_table([stage for stage, _ in rest[:plain]])
+        riding += [type(stage).__name__ for stage, _ in rest[:plain]]
+    steps, run = [], _Run((torch.uint8 if table is None else table.dtype) if cut else None)
+    for stage, key in rest[plain:]:
+        if isinstance(stage, (ProgramStage, Normalize, ToDtype)):
+            run.add(stage, key)
+        else:
+            steps += run.end()
+            steps.append(Own(key=key, stage=_function(stage), label=_name(stage)))
+            run = _Run(None)
+    steps += run.end()
+    return Chain(flips=tuple(flips), table=table, steps=tuple(steps), riding=tuple(riding))
+
+
+def _is_pointwise(stage: Stage) -> bool:
+    return isinstance(stage, PointwiseStage) and not isinstance(stage, ProgramStage)
+
+
+def _first_run(stages: Sequence[tuple[Stage, int]]) -> list[tuple[Stage, int]]:
+    # Up to the first stage of the user's own.
+    for index, (stage, _) in enumerate(stages):
+        if not isinstance(stage, (ProgramStage, PointwiseStage)):
+            return list(stages[:index])
+    return list(stages)
+
+
+def _function(stage: Stage) -> Any:
+    # A map of values that is none of ours, after or between programs, is run as it is.
+    return stage.apply if _is_pointwise(stage) else stage
+
+
+def _name(stage: Any) -> str:
+    return getattr(stage, "__name__", type(stage).__name__)
+
+
+class _Run:
+    """A section in the making: its stages, and what the values are after them."""
+
+    def __init__(self, dtype: torch.dtype | None) -> None:
+        self._stages: list[tuple[int | None, ProgramStage | Normalize]] = []
+        self._names: list[str] = []
+        self._before = self._dtype = dtype  # None: not known before the batch is there
+        self._normalized = dtype is not None and dtype.is_floating_point
+
+    def add(self, stage: Any, key: int) -> None:
         name = type(stage).__name__
         if isinstance(stage, ProgramStage):
-            if normalized:
+            if self._normalized and any(set(codes) - {ops.ERASE} for codes in stage.slots()):
                 raise TypeError(f"{name} takes images in [0, 1]: put it before Normalize")
-            program.append((key, stage))
+            self._stages.append((key, stage))
         elif isinstance(stage, Normalize):
-            dtype, normalized = stage.output_dtype(dtype), True
-            program.append((None, stage))
-        elif isinstance(stage, ToDtype):
-            if dtype == torch.uint8 and stage.dtype != torch.uint8 and not stage.scale:
-                raise TypeError(f"{name}({stage.dtype}) beside colour stages needs scale=True: they work in [0, 1]")
-            dtype = stage.output_dtype(dtype)
+            self._dtype = stage.output_dtype(self._dtype) if self._dtype else stage.dtype
+            self._stages.append((None, stage))
+            self._normalized = True
         else:
-            raise TypeError(f"{name} cannot stand in one chain with colour stages")
-    return Chain(flips=flips, table=None, program=tuple(program), dtype=dtype)
+            if self._dtype in (torch.uint8, None) and stage.dtype != torch.uint8 and not stage.scale:
+                raise TypeError(f"{name}({stage.dtype}) beside other stages needs scale=True: they work in [0, 1]")
+            self._dtype = stage.output_dtype(self._dtype) if self._dtype else stage.dtype
+        self._names.append(name)
 
-
-_WORDS = {
-    ops.BRIGHTNESS: "brightness x {:.4g}",
-    ops.ADD_BRIGHTNESS: "brightness {:+.4g}",
-    ops.CONTRAST: "contrast x {:.4g}",
-    ops.SATURATION: "saturation x {:.4g}",
-    ops.HUE: "hue {:+.4g} turns",
-    ops.GREY: "grey",
-    ops.SOLARIZE: "solarize at {:.4g}",
-    ops.POSTERIZE: "posterize to {:g} levels",
-    ops.INVERT: "invert",
-    ops.NORMALIZE: "normalize",
-}
-
-
-def describe_op(row: np.ndarray) -> str:
-    """One operation of a per-pixel program, float32 [16], in words."""
-    return _WORDS[int(row[0])].format(float(row[1]))
+    def end(self) -> list[Step]:
+        if not self._names:
+            return []
+        return [Section(stages=tuple(self._stages), dtype=self._dtype, label=", ".join(self._names))]
 
 
 def _byte_table(stages: Sequence[PointwiseStage]) -> torch.Tensor | None:

@@ -23,7 +23,8 @@ from .pack import pack
 from .plot import plot_crops
 from .sampler import Sampler
 from .source import Source
-from .stage import MultiCropPipeline, Normalize, RandomHorizontalFlip
+from .stage import MultiCropPipeline, Normalize
+from .stage_flip import RandomHorizontalFlip
 
 # Each distribution's photographs, by their place in its package; those that are no JPEG are encoded as one.
 PHOTOGRAPHS = {

@@ -1,8 +1,7 @@
 """Runs a plan on a ragged batch: the only caller of the kernels' launchers.
 
 A field's pipeline is compiled once: which crops there are, the key of everything that is drawn, and each crop's chain
-of stages (chain.py). The launches of a batch: the crops' weights, all crops, and where there are colour stages one for
-all per-pixel programs, with a reading before it for each contrast.
+of stages (chain.py). The launches of a batch: the crops' weights, all crops, then the steps of all crops (steps.py).
 """
 
 from __future__ import annotations
@@ -14,33 +13,51 @@ from typing import Any
 import numpy as np
 import torch
 from slipstream_kernels.crop_jobs import OutputFormat
-from slipstream_kernels.ops import ProgramFormat
 from slipstream_kernels.ragged import RaggedBatch
 
-from .chain import compile_chain
-from .crop import (
-    CenterCrop,
-    Crop,
-    CropStage,
-    MultiCropRandomResizedCrop,
-    MultiRandomResizedCrop,
-    RandomResizedCrop,
-)
+from .chain import Chain, compile_chain
+from .crop import Crop, CropStage, MultiRandomResizedCrop
+from . import crop as _crop  # TEMP
 from .device import resolve_backend, to_device
 from .draws import Draws, fresh_sample_ids, stream_key
 from .plan import CropProgram, Plan, draw_plan
-from .stage import MultiCropPipeline, RandomHorizontalFlip, Stage, check_stage
+from .stage import MultiCropPipeline, PointwiseStage, Stage, check_stage
+from .stage_flip import HORIZONTAL, RandomHorizontalFlip, RandomVerticalFlip, flip_bits, flip_images
+from .stage_own import NamedCopies, apply_own, sample_own
 from .stage_program import ProgramStage
+from .steps import Threads, run_steps
 
-CROP_STAGES = (RandomResizedCrop, CenterCrop, MultiRandomResizedCrop, MultiCropRandomResizedCrop)
+
+CROP_STAGES = tuple(
+    getattr(_crop, n)
+    for n in (
+        "RandomResizedCrop",
+        "CenterCrop",
+        "MultiRandomResizedCrop",
+        "MultiCropRandomResizedCrop",
+        "ResizedCrop",
+        "RandomResizeShortCropLong",
+        "Resize",
+        "FiveCrop",
+        "TenCrop",
+    )
+    if hasattr(_crop, n)
+)  # TEMP
+
+
+def named_crops(stage):  # TEMP
+    return {name: crop for name, crop in stage.crops.items() if not isinstance(crop, Mapping)}
 
 
 class Pipeline:
     """One image field's stages, compiled: a crop stage, then what each of its crops goes through.
 
-    stages: a crop stage, or a list that begins with one; MultiCropPipeline (after MultiRandomResizedCrop), or stages
-    for all crops alike, follow. seed: the loader's. field: the field's name, which names what has no name of its own.
-    scope: goes before every stream's name (the field's, where a loader has several). Raises ValueError or TypeError.
+    stages: a crop stage, or a list that begins with one; MultiCropPipeline (where crops have names), NamedCopies (where
+    there is one crop), or stages for all crops alike, follow. seed: the loader's. field: the field's name, which names
+    what has no name of its own. scope: goes before every stream's name (the field's, where a loader has several).
+
+    Called on images (uint8 [B, 3, H, W], or a list of [3, H, W] of any sizes and strides, on the CPU or a GPU) it gives
+    what a loader adds to a batch: a dict of name -> tensor [B, 3, h, w]. Raises ValueError or TypeError.
     """
 
     def __init__(self, stages: Any, *, seed: int = 0, field: str = "image", scope: str = "") -> None:
@@ -52,63 +69,91 @@ class Pipeline:
         self.stage: CropStage = stages[0]
         self.field = field
         self._crops, self._in_list = _crops_of(self.stage)
-        crop_seed = getattr(self.stage, "seed", None)
-        own = isinstance(self.stage, (RandomResizedCrop, CenterCrop))
-        box_seed = seed if own or crop_seed is None else crop_seed
-
-        chains: dict[str, list[tuple[Stage, int]]] = {name: [] for name in self._crops}
-        for index, stage in enumerate(stages[1:], 1):
-            if isinstance(stage, MultiCropPipeline):
-                if not self._named:
-                    raise ValueError(
-                        f"pipelines[{field!r}][{index}] names the crops {list(stage.pipelines)}, but those of "
-                        f"{type(self.stage).__name__} have no names: give the stages themselves, for all its crops"
-                    )
-                unknown = [name for name in stage.pipelines if name not in chains]
-                if unknown:
-                    raise ValueError(f"pipelines[{field!r}][{index}] names {unknown[0]!r}; allowed are {list(chains)}")
-                stage_seed = seed if stage.seed is None else stage.seed
-                for name, chain in stage.pipelines.items():
-                    chains[name] += [(each, stage_seed) for each in chain]
-            else:
-                single = check_stage(f"pipelines[{field!r}][{index}]", stage)
-                for chain in chains.values():
-                    chain.append((single, seed))
+        place = f"pipelines[{field!r}]"
+        chains, copies = _chains(place, self.stage, list(self._crops), stages[1:], seed)
+        crop_seed = getattr(self.stage, "seed", None) if self._named or self._in_list else None
+        box_seed = seed if crop_seed is None else crop_seed
 
         self.programs: list[CropProgram] = []
-        self._formats: list[OutputFormat] = []
-        self._program_formats: dict[str, ProgramFormat] = {}
+        self.formats_on_host: list[OutputFormat] = []
         for name, crop in self._crops.items():
-            key = None
-            if isinstance(crop, RandomResizedCrop):
-                key = _key(crop, box_seed, scope, name, 0)
-            try:
-                chain = compile_chain(_with_keys(chains[name], scope, name))
-            except TypeError as error:
-                which = f", crop {name!r}" if name else ""
-                raise TypeError(f"pipelines[{field!r}]{which}: {error}") from None
+            key = _key(crop, box_seed, scope, name, 0) if hasattr(crop, "seed") else None
+            chain = _compiled(place, chains[name], scope, name)
             self.programs.append(CropProgram(name=name, crop=crop, box_key=key, chain=chain))
             assert isinstance(crop.size, tuple)
             last = crop.memory_format == torch.channels_last
-            self._formats.append(OutputFormat(size=crop.size, table=chain.table, channels_last=last))
-            if chain.program:
-                self._program_formats[name] = ProgramFormat(dtype=chain.dtype, channels_last=last)
-        self._formats_on: dict[torch.device, list[OutputFormat]] = {torch.device("cpu"): self._formats}
+            self.formats_on_host.append(OutputFormat(size=crop.size, table=chain.table, channels_last=last))
+        self.copies = {name: _compiled(place, stages, scope, name, cut=False) for name, stages in copies.items()}
+        self._formats_on: dict[torch.device, list[OutputFormat]] = {torch.device("cpu"): self.formats_on_host}
 
     @property
     def output_names(self) -> list[str]:
         """The keys that this pipeline adds to a batch."""
-        names = [self.field] if self._in_list or not self._named else [program.name for program in self.programs]
+        names = list(self.copies) or [self.field]
+        if self._named:
+            names = [program.name for program in self.programs]
         if self.stage.return_boxes:
             for program in self.programs:
-                names.append(f"{self._label(program.name)}_box")
-                if program.chain.flips:
-                    names.append(f"{self._label(program.name)}_flip")
+                names += [f"{self._label(program.name)}_{kind}" for kind in ("box", *_flip_names(program.chain))]
+            for name, chain in self.copies.items():
+                names += [f"{name}_{kind}" for kind in _flip_names(chain)]
         return names
 
-    def draw(self, sizes: np.ndarray, sample_ids: np.ndarray, epoch: int) -> Plan:
-        """The plan for images of these sizes, int32 [B, 2]."""
-        return draw_plan(self.programs, sizes, sample_ids, epoch)
+    @property
+    def box_fields(self) -> dict[str, str]:
+        """The crops that are cut at boxes which a field of the samples holds: name of the crop -> of the field."""
+        given = {name: getattr(crop, "boxes", None) for name, crop in self._crops.items()}
+        return {name: field for name, field in given.items() if isinstance(field, str)}
+
+    def draw(
+        self,
+        sizes: np.ndarray,
+        sample_ids: np.ndarray,
+        epoch: int,
+        boxes: Mapping[str, np.ndarray] | None = None,
+    ) -> Plan:
+        """The plan for images of these sizes, int32 [B, 2]. boxes: int32 [B, 4] for each crop of box_fields."""
+        return draw_plan(self.programs, self.copies, sizes, sample_ids, epoch, boxes or {})
+
+    def plan(self, images: Any, *, sample_ids: Any = None, epoch: int = 0, boxes: Any = None) -> Plan:
+        """What a call with the same arguments would do with these images."""
+        batch = images if isinstance(images, RaggedBatch) else RaggedBatch.from_images(images)
+        given = {} if boxes is None else dict.fromkeys(self._crops, boxes)
+        return self.draw(batch.sizes, _sample_ids(sample_ids, len(batch)), epoch, given)
+
+    def explain(self) -> str:
+        """The launches of a batch, in words: which stages are in which, and the bytes that an image costs in each."""
+        from .explain import explain
+
+        return explain(self)
+
+    def __call__(
+        self,
+        images: Any,
+        *,
+        sample_ids: Any = None,
+        epoch: int = 0,
+        boxes: Any = None,
+        plan: Plan | None = None,
+    ) -> dict[str, Any]:
+        """The crops of these images; with sample_ids a pure function of (seed, sample id, epoch) and the pixels.
+
+        sample_ids: [B] whole numbers in [0, 2**64), None draws new crops. epoch: in [0, 2**32). boxes: int [B, 4] (top,
+        left, height, width) for a ResizedCrop. plan: a saved one, which replaces all three. Raises ValueError for a
+        plan of other crops or of another number of images.
+        """
+        batch = images if isinstance(images, RaggedBatch) else RaggedBatch.from_images(images)
+        if plan is None:
+            plan = self.plan(batch, sample_ids=sample_ids, epoch=epoch, boxes=boxes)
+        else:
+            self._check_plan(plan, len(batch))
+        backend = resolve_backend(self.stage.backend, batch.device)
+        prepared = self.prepare(batch, plan, backend)
+        if backend != "cpu":
+            return self.outputs(self.run(batch, prepared, backend), plan)
+        count = torch.get_num_threads()
+        with ThreadPoolExecutor(count) as pool:
+            return self.outputs(self.run(batch, prepared, backend, pool, count), plan)
 
     def formats(self, device: torch.device) -> list[OutputFormat]:
         """Each crop's output format, its table on this device."""
@@ -119,23 +164,24 @@ class Pipeline:
                     table=None if fmt.table is None else fmt.table.to(device),
                     channels_last=fmt.channels_last,
                 )
-                for fmt in self._formats
+                for fmt in self.formats_on_host
             ]
         return self._formats_on[device]
 
     def prepare(self, images: RaggedBatch, plan: Plan, backend: str) -> Any:
         """The host's part of the launches, which may be done ahead on another thread: pass it to `run`."""
         if backend == "cpu":
-            return plan.jobs, plan.programs
+            return plan.jobs, plan
         from slipstream_kernels.resized_crop import pack_tables
 
-        return pack_tables(images, plan.jobs, self.formats(images.device)), plan.programs
+        return pack_tables(images, plan.jobs, self.formats(images.device)), plan
 
     def run(
         self, images: RaggedBatch, prepared: Any, backend: str, pool: Executor | None = None, num_threads: int = 1
     ) -> list[torch.Tensor]:
-        """Every crop of the batch, on the images' device; on CUDA on the current stream, without waiting for it."""
-        jobs, programs = prepared
+        """Every crop of the batch, or every copy of its one crop, on the images' device; on CUDA on the current stream,
+        without waiting for it."""
+        jobs, plan = prepared
         formats = self.formats(images.device)
         if backend == "cpu":
             from slipstream_kernels.resized_crop_cpu import resized_crop_cpu
@@ -145,24 +191,29 @@ class Pipeline:
             from slipstream_kernels.resized_crop import resized_crop
 
             crops = resized_crop(images, jobs, formats)
-        places = [index for index, program in enumerate(self.programs) if program.name in self._program_formats]
-        if places:
-            names = [self.programs[index].name for index in places]
-            finished = _run_programs(
-                [crops[index] for index in places],
-                [programs[name] for name in names],
-                [self._program_formats[name] for name in names],
-                backend,
-                (pool, num_threads),
-            )
-            for index, crop in zip(places, finished, strict=True):
-                crops[index] = crop
-        return crops
+        threads = Threads(pool=pool, count=num_threads)
+        chains = [program.chain for program in self.programs]
+        drawn = [plan.steps.get(program.name, ()) for program in self.programs]
+        crops = run_steps(crops, [chain.steps for chain in chains], drawn, backend, threads)
+        if not self.copies:
+            return crops
+        copies = []
+        for number, (name, chain) in enumerate(self.copies.items()):
+            if chain.flips:
+                copies.append(flip_images(crops[0], to_device(plan.flips[name], images.device)))
+            elif chain.steps or not number:
+                copies.append(crops[0])  # sections leave what they take as it is
+            else:
+                copies.append(crops[0].clone())
+        drawn = [plan.steps.get(name, ()) for name in self.copies]
+        return run_steps(copies, [chain.steps for chain in self.copies.values()], drawn, backend, threads)
 
     def outputs(self, crops: Sequence[torch.Tensor], plan: Plan) -> dict[str, Any]:
         """What this pipeline adds to a batch, by name."""
         if self._named:
             batch: dict[str, Any] = dict(zip(plan.crops, crops, strict=True))
+        elif self.copies:
+            batch = dict(zip(self.copies, crops, strict=True))
         else:
             batch = {self.field: list(crops) if self._in_list else crops[0]}
         if self.stage.return_boxes:
@@ -170,8 +221,9 @@ class Pipeline:
             for index, program in enumerate(self.programs):
                 label = self._label(program.name)
                 batch[f"{label}_box"] = to_device(np.ascontiguousarray(plan.boxes[:, index]), device)
-                if program.chain.flips:
-                    batch[f"{label}_flip"] = to_device(plan.flips[program.name], device)
+                batch |= _flips(label, program.chain, plan.flips.get(program.name), device)
+            for name, chain in self.copies.items():
+                batch |= _flips(name, chain, plan.flips.get(name), device)
         return batch
 
     @property
@@ -183,24 +235,92 @@ class Pipeline:
             return name
         return f"{self.field}_{name}" if self._in_list else self.field
 
+    def _check_plan(self, plan: Plan, count: int) -> None:
+        names = tuple(program.name for program in self.programs)
+        steps = {program.name: program.chain.steps for program in self.programs if program.chain.steps}
+        steps |= {name: chain.steps for name, chain in self.copies.items()}
+        if plan.crops != names or {name: len(each) for name, each in plan.steps.items()} != {
+            name: len(each) for name, each in steps.items()
+        }:
+            raise ValueError(f"plan must be of this pipeline's crops {names} and stages, got one of {plan.crops}")
+        if len(plan.sample_ids) != count:
+            raise ValueError(f"plan must be of {count} images, got one of {len(plan.sample_ids)}")
 
-def apply_crops(stage: CropStage, images: Any, sample_ids: Any, epoch: int) -> Any:
+
+def _chains(
+    place: str, crop_stage: CropStage, names: list[str], stages: Sequence[Any], seed: int
+) -> tuple[dict[str, list[tuple[Stage, int]]], dict[str, list[tuple[Stage, int]]]]:
+    # The stages of each crop, and of each copy of a single one, with the seed that each falls back on.
+    chains: dict[str, list[tuple[Stage, int]]] = {name: [] for name in names}
+    copies: dict[str, list[tuple[Stage, int]]] = {}
+    for index, stage in enumerate(stages, 1):
+        if isinstance(stage, NamedCopies):
+            if names != [""] or copies:
+                got = "copies of copies" if copies else f"{len(names)} named or listed crops"
+                raise ValueError(
+                    f"{place}[{index}]: NamedCopies takes the one crop of a stage without names, got {got}"
+                )
+            copies = {name: [] for name in stage.names}
+        elif isinstance(stage, MultiCropPipeline):
+            targets = copies or chains
+            if not copies and not isinstance(crop_stage, MultiRandomResizedCrop):
+                raise ValueError(
+                    f"{place}[{index}] names the crops {list(stage.pipelines)}, but those of "
+                    f"{type(crop_stage).__name__} have no names: give the stages themselves, for all its crops"
+                )
+            unknown = [name for name in stage.pipelines if name not in targets]
+            if unknown:
+                raise ValueError(f"{place}[{index}] names {unknown[0]!r}; allowed are {list(targets)}")
+            stage_seed = seed if stage.seed is None else stage.seed
+            for name, chain in stage.pipelines.items():
+                targets[name] += [(each, stage_seed) for each in chain]
+        else:
+            single = check_stage(f"{place}[{index}]", stage)
+            for chain in (copies or chains).values():
+                chain.append((single, seed))
+    return chains, copies
+
+
+def _compiled(place: str, stages: Sequence[tuple[Stage, int]], scope: str, name: str, *, cut: bool = True) -> Chain:
+    try:
+        return compile_chain(_with_keys(stages, scope, name), cut=cut)
+    except TypeError as error:
+        which = f", crop {name!r}" if name else ""
+        raise TypeError(f"{place}{which}: {error}") from None
+
+
+def _flip_names(chain: Chain) -> dict[str, int]:
+    # What return_boxes says of a crop's flips in the crop launch: name -> bit.
+    kinds = {type(stage) for _, stage in chain.flips}
+    both = {"flip": (RandomHorizontalFlip, HORIZONTAL), "vertical_flip": (RandomVerticalFlip, 2)}
+    return {name: bit for name, (kind, bit) in both.items() if kind in kinds}
+
+
+def _flips(label: str, chain: Chain, bits: np.ndarray | None, device: torch.device) -> dict[str, torch.Tensor]:
+    return {
+        f"{label}_{kind}": to_device((bits & bit) != 0, device)
+        for kind, bit in _flip_names(chain).items()
+        if bits is not None
+    }
+
+
+def _crops_of(stage: CropStage) -> tuple[dict[str, Crop], bool]:
+    # The crops by name (a list's by number, a single one's name is empty), and whether they form a list.
+    if isinstance(stage, MultiRandomResizedCrop):
+        return named_crops(stage), False
+    if hasattr(stage, "num_crops"):
+        return {str(index): stage.crop for index in range(stage.num_crops)}, True  # pyright: ignore
+    if hasattr(stage, "crops"):
+        return {str(index): crop for index, crop in enumerate(stage.crops)}, True  # pyright: ignore
+    return {"": stage}, False  # pyright: ignore[reportReturnType]
+
+
+def apply_crops(stage: CropStage, images: Any, sample_ids: Any, epoch: int, boxes: Any = None) -> Any:
     """A crop stage by itself on decoded images: what its `__call__` does."""
-    own_seed = stage.seed if isinstance(stage, (MultiRandomResizedCrop, MultiCropRandomResizedCrop)) else None
-    pipeline = Pipeline(stage, seed=own_seed or 0)
-    batch = images if isinstance(images, RaggedBatch) else RaggedBatch.from_images(images)
-    ids = _sample_ids(sample_ids, len(batch))
-    plan = pipeline.draw(batch.sizes, ids, epoch)
-    backend = resolve_backend(stage.backend, batch.device)
-    prepared = pipeline.prepare(batch, plan, backend)
-    if backend == "cpu":
-        num_threads = torch.get_num_threads()
-        with ThreadPoolExecutor(num_threads) as pool:
-            crops = pipeline.run(batch, prepared, backend, pool, num_threads)
-    else:
-        crops = pipeline.run(batch, prepared, backend)
-    result = pipeline.outputs(crops, plan)
-    return result[pipeline.field] if len(result) == 1 and not isinstance(stage, MultiRandomResizedCrop) else result
+    _, in_list = _crops_of(stage)
+    own_seed = getattr(stage, "seed", None) if isinstance(stage, MultiRandomResizedCrop) or in_list else None
+    result = Pipeline(stage, seed=own_seed or 0)(images, sample_ids=sample_ids, epoch=epoch, boxes=boxes)
+    return result["image"] if len(result) == 1 and not isinstance(stage, MultiRandomResizedCrop) else result
 
 
 def apply_stage(stage: Stage, images: torch.Tensor, sample_ids: Any, epoch: int) -> torch.Tensor:
@@ -235,49 +355,25 @@ def _apply_chain(
     stages: Sequence[Stage], images: torch.Tensor, ids: np.ndarray, epoch: int, *, seed: int, name: str
 ) -> torch.Tensor:
     keyed = _with_keys([(stage, seed) for stage in stages], "", name)
-    if not any(isinstance(stage, ProgramStage) for stage in stages):  # on any dtype and number of channels
-        for stage, key in keyed:
-            if isinstance(stage, RandomHorizontalFlip):
-                images = _flip(images, stage.sample_params(Draws(key, ids, epoch)))
-            elif not isinstance(stage, ProgramStage):
-                images = stage.apply(images)
-        return images
-    chain = compile_chain(keyed)
-    if chain.flips:
-        images = _flip(images, chain.sample_flips(ids, epoch))
-    last = not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
-    fmt = ProgramFormat(dtype=chain.dtype, channels_last=last)
-    backend = resolve_backend(None, images.device)
-    num_threads = torch.get_num_threads()
-    with ThreadPoolExecutor(num_threads) as pool:
-        return _run_programs(
-            [images],
-            [chain.sample_program(ids, epoch, (images.shape[2], images.shape[3]))],
-            [fmt],
-            backend,
-            (pool, num_threads),
-        )[0]
-
-
-def _run_programs(
-    images: Sequence[torch.Tensor],
-    programs: Sequence[np.ndarray],
-    formats: Sequence[ProgramFormat],
-    backend: str,
-    threads: tuple[Executor | None, int],
-) -> list[torch.Tensor]:
-    if backend == "cpu":
-        from slipstream_kernels.programs_cpu import run_programs_cpu
-
-        return run_programs_cpu(images, programs, formats, pool=threads[0], num_threads=threads[1])
-
-    from slipstream_kernels.programs import run_programs
-
-    return run_programs(images, programs, formats)
-
-
-def _flip(images: torch.Tensor, flipped: np.ndarray) -> torch.Tensor:
-    return torch.where(to_device(flipped, images.device).view(-1, 1, 1, 1), images.flip(-1), images)
+    if not any(isinstance(stage, ProgramStage) and not flip_bits(stage) for stage in stages):
+        chain = compile_chain([], cut=False)  # on any dtype and number of channels, stage by stage
+    else:
+        chain, keyed = compile_chain(keyed, cut=False), []
+        if chain.flips:
+            images = flip_images(images, to_device(chain.sample_flips(ids, epoch), images.device))
+    for stage, key in keyed:
+        if flip_bits(stage):
+            bits = compile_chain([(stage, key)], cut=False).sample_flips(ids, epoch)
+            images = flip_images(images, to_device(bits, images.device))
+        elif isinstance(stage, PointwiseStage):
+            images = stage.apply(images)
+        else:
+            images = apply_own(stage, images, sample_own(stage, Draws(key, ids, epoch)))
+    drawn = chain.sample_steps(ids, epoch, (images.shape[2], images.shape[3]))
+    count = torch.get_num_threads()
+    with ThreadPoolExecutor(count) as pool:
+        backend = resolve_backend(None, images.device)
+        return run_steps([images], [chain.steps], [drawn], backend, Threads(pool=pool, count=count))[0]
 
 
 def _check_batch(field: str, images: Any) -> None:
@@ -285,15 +381,6 @@ def _check_batch(field: str, images: Any) -> None:
         raise TypeError(f"{field} must be a tensor [B, C, h, w], got {type(images).__name__}")
     if images.ndim != 4:
         raise ValueError(f"{field} must be [B, C, h, w], got shape {list(images.shape)}")
-
-
-def _crops_of(stage: CropStage) -> tuple[dict[str, Crop], bool]:
-    # The crops by name (a list's by number, a single one's name is empty), and whether they form a list.
-    if isinstance(stage, MultiRandomResizedCrop):
-        return {name: crop for name, crop in stage.crops.items() if not isinstance(crop, Mapping)}, False
-    if isinstance(stage, MultiCropRandomResizedCrop):
-        return {str(index): stage.crop for index in range(stage.num_crops)}, True
-    return {"": stage}, False
 
 
 def _with_keys(stages: Sequence[tuple[Stage, int]], scope: str, name: str) -> list[tuple[Stage, int]]:

@@ -1,8 +1,7 @@
-"""Stage specs: the steps on a crop, and the sampling of their parameters.
+"""Stages that map each value by itself, and the list of stages that a crop goes through.
 
-Two kinds here, both of which ride in the last step of the crop launch: a flip, and a map of each channel's values
-(`PointwiseStage`), which on bytes is a table of 3 x 256 values and so exact on every device by construction. The colour
-stages are in stage_color.py.
+A map of each channel's values (`PointwiseStage`) is on bytes a table of 3 x 256 values, which rides in the last step of
+the crop launch and is exact on every device by construction. The stages that are drawn are in stage_*.py.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 
 from . import checks
-from .draws import Draws
+from .stage_own import is_own
 from .stage_program import ProgramStage
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -35,33 +34,6 @@ class PointwiseStage(Protocol):
     def output_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """What it makes of this dtype; TypeError for one that it cannot take."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class RandomHorizontalFlip:
-    """Mirror the crop left to right with probability p, drawn for each sample (torchvision's RandomHorizontalFlip).
-
-    p: in [0, 1]. seed: its own instead of the loader's; two with the same seed flip the same samples. Called on images
-    [B, C, h, w] of any dtype it gives a new tensor of that shape and dtype. Raises ValueError or TypeError that names
-    the parameter, or the images' shape.
-    """
-
-    p: float = 0.5
-    _: KW_ONLY
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        checks.settle(self, p=checks.probability("p", self.p), seed=checks.seed("seed", self.seed))
-
-    def sample_params(self, draws: Draws) -> np.ndarray:
-        """Which samples are flipped: bool [B]; word 0 of block 0 decides."""
-        return draws.uniform(0)[:, 0, 0] < self.p
-
-    def __call__(self, images: torch.Tensor, *, sample_ids: Any = None, epoch: int = 0) -> torch.Tensor:
-        """The images, flipped where drawn; with sample_ids a pure function of (seed, sample id, epoch)."""
-        from .pipeline import apply_stage
-
-        return apply_stage(self, images, sample_ids, epoch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +121,7 @@ class ToDtype:
         return self.apply(images)
 
 
-Stage = RandomHorizontalFlip | ProgramStage | PointwiseStage
+Stage = ProgramStage | PointwiseStage | Any  # the last: a user's own (stage_own.py)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +161,16 @@ def check_stages(field: str, stages: Any) -> tuple[Stage, ...]:
 
 def check_stage(field: str, stage: Any) -> Stage:
     """One stage; TypeError that names its place for what is none."""
-    if isinstance(stage, type) or not isinstance(stage, (RandomHorizontalFlip, ProgramStage, PointwiseStage)):
-        raise TypeError(f"{field} must be a stage (RandomHorizontalFlip, ColorJitter, Normalize, ...), got {stage!r}")
+    if type(stage).__module__.startswith("torchvision."):
+        raise TypeError(
+            f"{field} must not be torchvision's {type(stage).__name__}, which draws once for a batch and not by sample: "
+            f"use slipstream's, or wrap it in a function if that is what you want"
+        )
+    if isinstance(stage, type) or not (isinstance(stage, (ProgramStage, PointwiseStage)) or is_own(stage)):
+        raise TypeError(
+            f"{field} must be a stage (RandomHorizontalFlip, ColorJitter, Normalize, ...), a function on a tensor "
+            f"[B, 3, h, w], or an object with sample_params and apply, got {stage!r}"
+        )
     return stage
 
 
