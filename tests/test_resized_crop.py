@@ -217,8 +217,10 @@ def test_an_empty_batch_gives_empty_crops(run: Run) -> None:
         {4: 5},  # a window larger than the full size
         {6: 1},  # a window that leaves the full size
         {2: 0},  # an empty box
-        {8: 2},  # no such filter
-        {9: 2},  # no such flip
+        {8: 4},  # no such filter
+        {8: -1},
+        {9: 4},  # no such flip
+        {9: -1},
     ],
 )
 def test_a_job_that_does_not_fit_is_refused(run: Run, scenes: list[np.ndarray], change: dict[int, int]) -> None:

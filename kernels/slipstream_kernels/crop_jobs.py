@@ -16,8 +16,12 @@ import torch
 # Columns of a job, int32: the box in the source, the size it is resized to, the window's place in that, and how.
 TOP, LEFT, HEIGHT, WIDTH, FULL_H, FULL_W, WINDOW_TOP, WINDOW_LEFT, FILTER, FLIP = range(10)
 JOB_COLUMNS = 10
+# FILTER: one of the two, plus NO_ANTIALIAS where the support is not to be stretched when the box shrinks.
 BILINEAR, BICUBIC = 0, 1
-SUPPORT = (1.0, 2.0)
+NO_ANTIALIAS = 2
+# FLIP: the sum of what is to be done to the upright window.
+FLIP_HORIZONTAL, FLIP_VERTICAL = 1, 2
+SUPPORT = (1.0, 2.0)  # of BILINEAR and BICUBIC, in source pixels
 
 PRECISION_BITS = (
     22  # 32 - 8 - 2: a weight of 1.0 is 1 << 22, so sums of 8-bit pixels stay in 32 bits (Pillow's Resample.c)
@@ -68,10 +72,13 @@ def empty_outputs(count: int, formats: Sequence[OutputFormat], device: torch.dev
 def tap_counts(jobs: np.ndarray) -> np.ndarray:
     """Weights that each output pixel of a job has at the most, int64 [B, C, 2] (vertical, horizontal).
 
-    ceil(support * max(scale, 1)) * 2 + 1 with scale = box / full size: Pillow's Resample.c, precompute_coeffs.
+    ceil(support * stretch) * 2 + 1 with stretch = max(box / full size, 1), or 1 without antialias: Pillow's Resample.c,
+    precompute_coeffs.
     """
     scale = jobs[..., [HEIGHT, WIDTH]] / jobs[..., [FULL_H, FULL_W]].astype(np.float64)
-    support = np.array(SUPPORT)[jobs[..., FILTER], None] * np.maximum(scale, 1.0)
+    kind = jobs[..., FILTER, None]
+    stretch = np.where(kind & NO_ANTIALIAS, 1.0, np.maximum(scale, 1.0))
+    support = np.array(SUPPORT)[kind & BICUBIC] * stretch
     return np.ceil(support).astype(np.int64) * 2 + 1
 
 
@@ -91,8 +98,8 @@ def check_jobs(sizes: np.ndarray, jobs: np.ndarray, formats: Sequence[OutputForm
         & (wide[..., [HEIGHT, WIDTH, FULL_H, FULL_W]] >= 1).all(-1)
         & (wide[..., [TOP, LEFT]] + wide[..., [HEIGHT, WIDTH]] <= sizes[:, None]).all(-1)
         & (wide[..., [WINDOW_TOP, WINDOW_LEFT]] + window <= wide[..., [FULL_H, FULL_W]]).all(-1)
-        & np.isin(wide[..., FILTER], (BILINEAR, BICUBIC))
-        & np.isin(wide[..., FLIP], (0, 1))
+        & np.isin(wide[..., FILTER], range(4))
+        & np.isin(wide[..., FLIP], range(4))
     )
     if not inside.all():
         image, crop = map(int, np.argwhere(~inside)[0])

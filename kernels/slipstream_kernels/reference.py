@@ -11,10 +11,13 @@ from .crop_jobs import (
     BICUBIC,
     FILTER,
     FLIP,
+    FLIP_HORIZONTAL,
+    FLIP_VERTICAL,
     FULL_H,
     FULL_W,
     HEIGHT,
     LEFT,
+    NO_ANTIALIAS,
     PRECISION_BITS,
     TOP,
     WIDTH,
@@ -37,11 +40,15 @@ def resized_crop_reference(
         for index, job in enumerate(jobs[:, crop].tolist()):
             top, left = job[TOP], job[LEFT]
             box = images.image(index).cpu()[:, top : top + job[HEIGHT], left : left + job[WIDTH]].to(torch.int64)
-            across = _resize_last_axis(box, job[FULL_W], job[FILTER] == BICUBIC)
-            down = _resize_last_axis(across.transpose(1, 2), job[FULL_H], job[FILTER] == BICUBIC).transpose(1, 2)
+            across = _resize_last_axis(box, job[FULL_W], job[FILTER])
+            down = _resize_last_axis(across.transpose(1, 2), job[FULL_H], job[FILTER]).transpose(1, 2)
             y, x = job[WINDOW_TOP], job[WINDOW_LEFT]
             window = down[:, y : y + h, x : x + w]
-            windows.append(window.flip(2) if job[FLIP] else window)
+            if job[FLIP] & FLIP_HORIZONTAL:
+                window = window.flip(2)
+            if job[FLIP] & FLIP_VERTICAL:
+                window = window.flip(1)
+            windows.append(window)
         pixels = torch.stack(windows) if windows else torch.zeros((0, 3, h, w), dtype=torch.int64)
         if fmt.table is None:
             output = pixels.to(torch.uint8)
@@ -53,10 +60,14 @@ def resized_crop_reference(
     return outputs
 
 
-def resize_weights_reference(length: int, full: int, bicubic: bool) -> torch.Tensor:
-    """Pillow's 22-bit weights for one axis as a dense matrix, int64 [full, length] (Resample.c, precompute_coeffs)."""
+def resize_weights_reference(length: int, full: int, kind: int) -> torch.Tensor:
+    """Pillow's 22-bit weights for one axis as a dense matrix, int64 [full, length] (Resample.c, precompute_coeffs).
+
+    kind: a job's FILTER; without antialias the support is never stretched.
+    """
     scale = length / full
-    stretch = max(scale, 1.0)
+    stretch = 1.0 if kind & NO_ANTIALIAS else max(scale, 1.0)
+    bicubic = bool(kind & BICUBIC)
     support = (2.0 if bicubic else 1.0) * stretch
     matrix = torch.zeros((full, length), dtype=torch.int64)
     for pixel in range(full):
@@ -81,7 +92,7 @@ def _filter(x: float, bicubic: bool) -> float:
     return (((x - 5.0) * x + 8.0) * x - 4.0) * -0.5 if x < 2.0 else 0.0
 
 
-def _resize_last_axis(pixels: torch.Tensor, full: int, bicubic: bool) -> torch.Tensor:
-    weights = resize_weights_reference(pixels.shape[-1], full, bicubic)
+def _resize_last_axis(pixels: torch.Tensor, full: int, kind: int) -> torch.Tensor:
+    weights = resize_weights_reference(pixels.shape[-1], full, kind)
     total = pixels @ weights.T + (1 << (PRECISION_BITS - 1))
     return (total >> PRECISION_BITS).clamp(0, 255)

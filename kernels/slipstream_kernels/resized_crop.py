@@ -1,8 +1,8 @@
 """All crops of all images, in one launch, to the byte what Pillow gives.
 
-A crop is box -> resize -> window, antialiased, bilinear or bicubic: a horizontal pass over the box's rows, rounded to
-8 bits, then a vertical pass over that, both with 22-bit fixed-point weights computed in float64 (Pillow's Resample.c).
-A small launch before it computes the weights of every job.
+A crop is box -> resize -> window -> flip, bilinear or bicubic, antialiased or not: a horizontal pass over the box's
+rows, rounded to 8 bits, then a vertical pass over that, both with 22-bit fixed-point weights computed in float64
+(Pillow's Resample.c). A small launch before it computes the weights of every job.
 
 Each pass is a product with a banded matrix of weights, so it runs on the tensor cores in int8: a pixel less 128 is an
 int8, a weight is three int8 pieces, and integer products are exact. README.md has the derivation.
@@ -75,12 +75,13 @@ def resize_weights_kernel(tasks, outputs, weights, num_crops, BLOCK: tl.constexp
     box = tl.load(task + 2 + axis).to(tl.int32)
     full = tl.load(task + 4 + axis).to(tl.int32)
     place = tl.load(task + 6 + axis).to(tl.int32)
-    bicubic = tl.load(task + 8) == 1
+    kind = tl.load(task + 8)
+    bicubic = (kind & 1) != 0
     table = weights + tl.load(task + JOB + axis)
     taps = tl.load(task + JOB + 2 + axis).to(tl.int32)
 
     scale = box.to(tl.float64) / full.to(tl.float64)
-    stretch = tl.maximum(scale, 1.0)
+    stretch = tl.where((kind & 2) != 0, 1.0, tl.maximum(scale, 1.0))
     support = tl.where(bicubic, 2.0, 1.0).to(tl.float64) * stretch
     shrink = 1.0 / stretch
     centre = ((pixel + place).to(tl.float64) + 0.5) * scale
@@ -202,7 +203,9 @@ def resized_crop_kernel(
 
     x_bias = tl.load(x_table + 1 + x_row, mask=x_live, other=0)[None, :]
     y_bias = tl.load(y_table + 1 + y_row, mask=y_live, other=0)[:, None]
-    x = tl.where(tl.load(task + 9) != 0, width - 1 - x, x)
+    flip = tl.load(task + 9)
+    x = tl.where((flip & 1) != 0, width - 1 - x, x)
+    y = tl.where((flip & 2) != 0, height - 1 - y, y)
     size = tl.load(output + 5)
     byte_table = tl.load(output + 6)
     address = tl.load(output) + image.to(tl.int64) * tl.load(output + 1) * size

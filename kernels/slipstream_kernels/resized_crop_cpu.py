@@ -25,10 +25,13 @@ from .crop_jobs import (
     BICUBIC,
     FILTER,
     FLIP,
+    FLIP_HORIZONTAL,
+    FLIP_VERTICAL,
     FULL_H,
     FULL_W,
     HEIGHT,
     LEFT,
+    NO_ANTIALIAS,
     PRECISION_BITS,
     TOP,
     WIDTH,
@@ -184,10 +187,11 @@ def _filter(x, bicubic):
 
 
 @numba.njit(nogil=True, cache=True)
-def resize_weights(length, full, place, window, bicubic):
+def resize_weights(length, full, place, window, kind):
     """First source pixel [window], tap count [window] and 22-bit weights [window, taps] of one axis (Resample.c)."""
     scale = length / full
-    stretch = max(scale, 1.0)
+    bicubic = bool(kind & BICUBIC)
+    stretch = 1.0 if kind & NO_ANTIALIAS else max(scale, 1.0)
     support = (2.0 if bicubic else 1.0) * stretch
     shrink = 1.0 / stretch
     taps = math.ceil(support) * 2 + 1
@@ -326,12 +330,14 @@ def _vertical(rows, channel, first, count, weights, output, place, table):
 @numba.njit(nogil=True, cache=True)
 def _crop_job(source, job, output, image):
     window_h, window_w = output[7], output[8]
-    bicubic = job[FILTER] == BICUBIC
-    x_first, x_count, x_weights = resize_weights(job[WIDTH], job[FULL_W], job[WINDOW_LEFT], window_w, bicubic)
-    y_first, y_count, y_weights = resize_weights(job[HEIGHT], job[FULL_H], job[WINDOW_TOP], window_h, bicubic)
-    if job[FLIP]:  # a mirrored crop is the same sums in the other order
-        x_first, x_weights = x_first[::-1].copy(), x_weights[::-1].copy()
+    x_first, x_count, x_weights = resize_weights(job[WIDTH], job[FULL_W], job[WINDOW_LEFT], window_w, job[FILTER])
+    y_first, y_count, y_weights = resize_weights(job[HEIGHT], job[FULL_H], job[WINDOW_TOP], window_h, job[FILTER])
     begin, end = y_first[0], (y_first + y_count).max()
+    # a flipped crop is the same sums in the other order
+    if job[FLIP] & FLIP_HORIZONTAL:
+        x_first, x_weights = x_first[::-1].copy(), x_weights[::-1].copy()
+    if job[FLIP] & FLIP_VERTICAL:
+        y_first, y_count, y_weights = y_first[::-1].copy(), y_count[::-1].copy(), y_weights[::-1].copy()
     rows = np.empty((3, end - begin, (window_w + LANES - 1) // LANES * LANES), np.uint8)
     _horizontal(source, job, begin, end, x_first, x_count.max(), x_weights, rows)
     for channel in range(3):
@@ -370,19 +376,12 @@ def resized_crop_cpu(
     check_outputs(out, count, formats, images.device)
     if not count or not crops:
         return list(out)
-    outputs = np.array(
-        [
-            (
-                tensor.data_ptr(),
-                *tensor.stride(),
-                tensor.element_size(),
-                0 if fmt.table is None else fmt.table.data_ptr(),
-                *fmt.size,
-            )
-            for tensor, fmt in zip(out, formats, strict=True)
-        ],
-        np.int64,
-    )
+    tables = [0 if fmt.table is None else fmt.table.data_ptr() for fmt in formats]
+    rows = [
+        (tensor.data_ptr(), *tensor.stride(), tensor.element_size(), table, *fmt.size)
+        for tensor, table, fmt in zip(out, tables, formats, strict=True)
+    ]
+    outputs = np.array(rows, np.int64)
     sources = np.concatenate([images.addresses[:, None], images.strides], axis=1)
     work = np.stack(np.divmod(np.arange(count * crops), crops), axis=1)
     if pool is None:
