@@ -15,7 +15,7 @@ import torch
 from slipstream_kernels.crop_jobs import OutputFormat
 from slipstream_kernels.ragged import RaggedBatch
 
-from .chain import Chain, compile_chain
+from .chain import Chain, Section, compile_chain
 from .crop import Crop, CropStage, MultiRandomResizedCrop
 from . import crop as _crop  # TEMP
 from .device import resolve_backend, to_device
@@ -198,11 +198,11 @@ class Pipeline:
         if not self.copies:
             return crops
         copies = []
-        for number, (name, chain) in enumerate(self.copies.items()):
+        for name, chain in self.copies.items():
             if chain.flips:
                 copies.append(flip_images(crops[0], to_device(plan.flips[name], images.device)))
-            elif chain.steps or not number:
-                copies.append(crops[0])  # sections leave what they take as it is
+            elif chain.steps and isinstance(chain.steps[0], Section):
+                copies.append(crops[0])  # which a section leaves as it is
             else:
                 copies.append(crops[0].clone())
         drawn = [plan.steps.get(name, ()) for name in self.copies]

@@ -184,6 +184,8 @@ def draw_plan(
         seen[:, index] = seen_boxes(geometry, crop.size)
     for name, chain in copies.items():
         assert isinstance(crops[0].crop.size, tuple)
+        if chain.flips:
+            flips[name] = chain.sample_flips(sample_ids, epoch)
         steps[name] = chain.sample_steps(sample_ids, epoch, crops[0].crop.size)
     names = tuple(each.name for each in crops)
     return Plan(sample_ids=sample_ids, epoch=epoch, crops=names, jobs=jobs, boxes=seen, flips=flips, steps=steps)
