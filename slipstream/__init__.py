@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .batch_stage import CutMix as CutMix
+    from .batch_stage import MixUp as MixUp
+    from .batch_stage import RandomBatchChoice as RandomBatchChoice
     from .crop import CenterCrop as CenterCrop
     from .crop import MultiCropRandomResizedCrop as MultiCropRandomResizedCrop
     from .crop import MultiRandomResizedCrop as MultiRandomResizedCrop
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
     from .dataset import SlipstreamDataset as SlipstreamDataset
     from .decode import DecodeError as DecodeError
     from .loader import SlipstreamLoader as SlipstreamLoader
+    from .pipeline import Pipeline as Pipeline
+    from .plan import Plan as Plan
     from .plot import plot_crops as plot_crops
     from .plot import show_batch as show_batch
     from .source import ReadError as ReadError
@@ -21,8 +26,6 @@ if TYPE_CHECKING:
     from .stage import MultiCropPipeline as MultiCropPipeline
     from .stage import Normalize as Normalize
     from .stage import ToDtype as ToDtype
-    from .pipeline import Pipeline as Pipeline
-    from .plan import Plan as Plan
     from .stage_color import ColorJitter as ColorJitter
     from .stage_color import RandomGrayscale as RandomGrayscale
     from .stage_color import RandomInvert as RandomInvert
@@ -34,6 +37,9 @@ if TYPE_CHECKING:
 
 # Where each public name lives: it is imported when it is first used, so that one piece does not pull in the others.
 _HOMES = {
+    "CutMix": "batch_stage",
+    "MixUp": "batch_stage",
+    "RandomBatchChoice": "batch_stage",
     "CenterCrop": "crop",
     "MultiCropRandomResizedCrop": "crop",
     "MultiRandomResizedCrop": "crop",

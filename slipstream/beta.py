@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from .crop import _exp
+from .crop_random import _exp
 
 
 def symmetric_beta(words: np.ndarray, alpha: float) -> np.ndarray:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from . import checks
+from .batch_stage import BatchStage, batch_stage_keys, check_batch_stages
 from .dataset import SlipstreamDataset
 from .decode import Decoder
 from .device import choose_device, own_cores, resolve_backend
@@ -33,7 +34,8 @@ class SlipstreamLoader:
     under torchrun), else the CPU. backend: None (Triton on CUDA, else the CPU kernels), "triton" or "cpu"; a crop
     stage's own goes before it. num_threads: for decoding and for CPU crops, None is this process's share of the cores.
     prefetch: batches waiting to be taken; up to three more are being made. apply_exif: turn images as their EXIF
-    orientation says. verbose: a line about the data, and progress of downloads.
+    orientation says. batch_stages: MixUp, CutMix, ... on the finished batch. return_plan: add `_plan`, a dict of image
+    field -> Plan, what was drawn for the batch. verbose: a line about the data, and progress of downloads.
 
     A batch is a dict: each crop by its name, [B, 3, h, w] (without names, under its field: a tensor, or a list of
     them); the other fields as int64, float32 or bool [B], equal-shape arrays stacked, anything else as a list; and
@@ -62,6 +64,8 @@ class SlipstreamLoader:
         prefetch: int = 2,
         drop_last: bool = False,
         apply_exif: bool = False,
+        batch_stages: Sequence[BatchStage] = (),
+        return_plan: bool = False,
         verbose: bool = True,
     ) -> None:
         if not isinstance(dataset, SlipstreamDataset):
@@ -79,6 +83,7 @@ class SlipstreamLoader:
         fields = _read_fields(dataset.fields, exclude_fields)
         images = [name for name, kind in fields.items() if kind == "image"]
         compiled = _compile(pipelines or {}, fields, images, self.seed, exclude_fields)
+        mixing = _check_mixing(batch_stages, compiled, fields)
         backends = {
             name: self.backend if each.stage.backend is None else resolve_backend(each.stage.backend, self.device)
             for name, each in compiled.items()
@@ -102,7 +107,11 @@ class SlipstreamLoader:
             num_threads=num_threads,
             prefetch=prefetch,
             verbose=verbose,
+            batch_stages=mixing,
+            batch_keys=tuple(batch_stage_keys(mixing, self.seed)),
+            return_plan=checks.flag("return_plan", return_plan),
         )
+        self.pipelines = compiled
         self._next_epoch = 0
         self._finalizer = weakref.finalize(self, end_from_any_thread, self._resources.close)
         if verbose:
@@ -111,6 +120,11 @@ class SlipstreamLoader:
     def __len__(self) -> int:
         full, rest = divmod(len(self.dataset), self.batch_size)
         return full if self.drop_last or not rest else full + 1
+
+    def explain(self) -> str:
+        """The launches of a batch, in words, a part for each image field with a pipeline (Pipeline.explain)."""
+        parts = [pipeline.explain() for pipeline in self.pipelines.values()]
+        return "\n".join(parts) or "no pipelines: images are handed out as they are decoded"
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch that the next `iter()` gives; the one running goes on."""
@@ -180,6 +194,20 @@ class _Epoch:
             resources.hold(event, [images for images, _, _ in drawn.images.values()])
 
 
+def _check_mixing(stages: Any, pipelines: Mapping[str, Pipeline], fields: Mapping[str, str]) -> tuple[BatchStage, ...]:
+    checked = check_batch_stages("batch_stages", stages)
+    crops = [name for pipeline in pipelines.values() for name in pipeline.crop_names]
+    for index, stage in enumerate(checked):
+        if stage.label not in fields:
+            raise ValueError(
+                f"batch_stages[{index}].label must be a field that is read, one of {list(fields)}, got {stage.label!r}"
+            )
+        for name in stage.crops or ():
+            if name not in crops:
+                raise ValueError(f"batch_stages[{index}].crops names {name!r}, the crops are {crops}")
+    return checked
+
+
 def _read_fields(fields: Mapping[str, str], exclude_fields: Sequence[str]) -> dict[str, str]:
     if isinstance(exclude_fields, str):
         raise TypeError(f"exclude_fields must be a list of field names, got {exclude_fields!r}")
@@ -205,7 +233,10 @@ def _compile(
             raise ValueError(f"pipelines names {name!r}, the dataset's image fields are {list(images)}")
     scopes = {name: name if len(images) > 1 else "" for name in pipelines}
     compiled = {name: Pipeline(stages, seed=seed, field=name, scope=scopes[name]) for name, stages in pipelines.items()}
-    taken = {name: "a field" for name in fields if name not in pipelines} | {"_indices": "the sample ids"}
+    taken = {name: "a field" for name in fields if name not in pipelines} | {
+        "_indices": "the sample ids",
+        "_plan": "the plan",
+    }
     for field, pipeline in compiled.items():
         for name in pipeline.output_names:
             if name in taken:

@@ -15,9 +15,9 @@ import torch
 from slipstream_kernels.crop_jobs import OutputFormat
 from slipstream_kernels.ragged import RaggedBatch
 
+from . import crop as _crop  # TEMP
 from .chain import Chain, Section, compile_chain
 from .crop import Crop, CropStage, MultiRandomResizedCrop
-from . import crop as _crop  # TEMP
 from .device import resolve_backend, to_device
 from .draws import Draws, fresh_sample_ids, stream_key
 from .plan import CropProgram, Plan, draw_plan
@@ -26,7 +26,6 @@ from .stage_flip import HORIZONTAL, RandomHorizontalFlip, RandomVerticalFlip, fl
 from .stage_own import NamedCopies, apply_own, sample_own
 from .stage_program import ProgramStage
 from .steps import Threads, run_steps
-
 
 CROP_STAGES = tuple(
     getattr(_crop, n)
@@ -87,11 +86,14 @@ class Pipeline:
         self._formats_on: dict[torch.device, list[OutputFormat]] = {torch.device("cpu"): self.formats_on_host}
 
     @property
+    def crop_names(self) -> list[str]:
+        """The keys of a batch that hold its crops."""
+        return [program.name for program in self.programs] if self._named else list(self.copies) or [self.field]
+
+    @property
     def output_names(self) -> list[str]:
         """The keys that this pipeline adds to a batch."""
-        names = list(self.copies) or [self.field]
-        if self._named:
-            names = [program.name for program in self.programs]
+        names = self.crop_names
         if self.stage.return_boxes:
             for program in self.programs:
                 names += [f"{self._label(program.name)}_{kind}" for kind in ("box", *_flip_names(program.chain))]

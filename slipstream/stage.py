@@ -163,8 +163,8 @@ def check_stage(field: str, stage: Any) -> Stage:
     """One stage; TypeError that names its place for what is none."""
     if type(stage).__module__.startswith("torchvision."):
         raise TypeError(
-            f"{field} must not be torchvision's {type(stage).__name__}, which draws once for a batch and not by sample: "
-            f"use slipstream's, or wrap it in a function if that is what you want"
+            f"{field} must not be torchvision's {type(stage).__name__}, which draws once for a batch and not by "
+            f"sample: use slipstream's, or wrap it in a function if that is what you want"
         )
     if isinstance(stage, type) or not (isinstance(stage, (ProgramStage, PointwiseStage)) or is_own(stage)):
         raise TypeError(

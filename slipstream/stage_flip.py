@@ -79,7 +79,7 @@ class RandomVerticalFlip(_RandomFlip):
         checks.settle(self, p=checks.probability("p", self.p), seed=checks.seed("seed", self.seed))
 
 
-def flip_bits(stage: ProgramStage) -> int:
+def flip_bits(stage: Any) -> int:
     """The FLIP bit of a flip, 0 for another stage."""
     if isinstance(stage, RandomHorizontalFlip):
         return HORIZONTAL

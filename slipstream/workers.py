@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from slipstream_kernels.ragged import RaggedBatch
 
+from .batch_stage import BatchStage, apply_batch_stages
 from .collate import collate
 from .crop import ImageSizeError
 from .dataset import SlipstreamDataset
@@ -45,6 +46,9 @@ class Resources:
     num_threads: int
     prefetch: int
     verbose: bool
+    batch_stages: tuple[BatchStage, ...] = ()
+    batch_keys: tuple[int, ...] = ()
+    return_plan: bool = False
     work: Work | None = None
     held: deque[tuple[Any, Any]] = dataclasses.field(default_factory=deque)
     closed: bool = False
@@ -96,6 +100,7 @@ class Drawn:
     """A batch whose host work is done: images, plan and prepared launch of each image field (no plan: images as is)."""
 
     sample_ids: np.ndarray
+    epoch: int
     images: dict[str, tuple[RaggedBatch, Plan | None, Any]]
     values: dict[str, list[Any]]
 
@@ -253,13 +258,16 @@ def _draw(resources: Resources, decoded: Decoded, epoch: int) -> Drawn:
             images[field] = (batch, None, None)
             continue
         try:
-            plan = pipeline.draw(batch.sizes, decoded.sample_ids, epoch)
+            boxes = {
+                crop: _boxes(of, decoded.values[of], decoded.sample_ids) for crop, of in pipeline.box_fields.items()
+            }
+            plan = pipeline.draw(batch.sizes, decoded.sample_ids, epoch, boxes)
         except ImageSizeError as error:
             sample_id = int(decoded.sample_ids[error.index])
             path = resources.dataset.source.describe(sample_id)
             raise DecodeError([(sample_id, path, str(error))]) from error
         images[field] = (batch, plan, pipeline.prepare(batch, plan, resources.backends[field]))
-    return Drawn(sample_ids=decoded.sample_ids, images=images, values=decoded.values)
+    return Drawn(sample_ids=decoded.sample_ids, epoch=epoch, images=images, values=decoded.values)
 
 
 def finish(resources: Resources, drawn: Drawn) -> dict[str, Any]:
@@ -274,7 +282,27 @@ def finish(resources: Resources, drawn: Drawn) -> dict[str, Any]:
         pipeline = resources.pipelines[field]
         crops = pipeline.run(images, prepared, resources.backends[field], resources.pool, resources.num_threads)
         batch.update(pipeline.outputs(crops, plan))
+    labels = {stage.label for stage in resources.batch_stages}
     for field, values in drawn.values.items():
-        batch[field] = collate(values, resources.device)
+        # labels are checked on the host, by the stage that then moves them
+        batch[field] = collate(values, torch.device("cpu") if field in labels else resources.device)
     batch["_indices"] = torch.from_numpy(np.array(drawn.sample_ids, np.int64))
+    if resources.return_plan:
+        batch["_plan"] = {field: plan for field, (_, plan, _) in drawn.images.items() if plan is not None}
+    if resources.batch_stages:
+        batch = apply_batch_stages(resources.batch_stages, resources.batch_keys, batch, drawn.sample_ids, drawn.epoch)
     return batch
+
+
+def _boxes(field: str, values: list[Any], sample_ids: np.ndarray) -> np.ndarray:
+    # A field's boxes as int64 [B, 4]; ValueError that names the sample for what is none.
+    boxes = np.zeros((len(values), 4), np.int64)
+    for index, value in enumerate(values):
+        given = np.asarray(value)
+        if given.shape != (4,) or given.dtype.kind not in "iu":
+            raise ValueError(
+                f"{field} must be a box (top, left, height, width) of four whole numbers, "
+                f"got {value!r} for sample {sample_ids[index]}"
+            )
+        boxes[index] = given
+    return boxes

@@ -1,0 +1,129 @@
+"""What a loader does with plans, batch stages and copies: the same as without a loader, whatever the batch size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from slipstream import (
+    CutMix,
+    MixUp,
+    MultiCropPipeline,
+    MultiRandomResizedCrop,
+    NamedCopies,
+    Normalize,
+    RandomGrayscale,
+    RandomResizedCrop,
+    SlipstreamDataset,
+    SlipstreamLoader,
+)
+
+FLOATS = [RandomResizedCrop(16), Normalize()]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> SlipstreamDataset:
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for index in range(12):
+        path = folder / f"class_{index % 3}" / f"{index}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(path)
+    return SlipstreamDataset(local_dir=folder)
+
+
+def make(dataset: SlipstreamDataset, stages, **options) -> SlipstreamLoader:
+    options = {"batch_size": 4, "seed": 5, "device": "cpu", "verbose": False} | options
+    return SlipstreamLoader(dataset, pipelines={"image": stages}, **options)
+
+
+def test_the_plan_of_a_batch_makes_it_again(dataset: SlipstreamDataset) -> None:
+    stages = [RandomResizedCrop(16), RandomGrayscale(0.5)]
+    with make(dataset, stages, return_plan=True) as loader, make(dataset, stages) as plain:
+        for batch, other in zip(loader, plain, strict=True):
+            plan = batch["_plan"]["image"]
+            decoded = [dataset_image(dataset, index) for index in batch["_indices"].tolist()]
+            assert torch.equal(loader.pipelines["image"](decoded, plan=plan)["image"], batch["image"])
+            assert torch.equal(batch["image"], other["image"]) and "_plan" not in other
+
+
+def dataset_image(dataset: SlipstreamDataset, index: int) -> torch.Tensor:
+    from slipstream.decode import decode_with_pillow
+
+    return torch.from_numpy(decode_with_pillow(np.frombuffer(dataset[index]["image"], np.uint8))).permute(2, 0, 1)
+
+
+def test_mixing_is_the_stages_on_the_finished_batch(dataset: SlipstreamDataset) -> None:
+    stages = [MixUp(num_classes=3, alpha=0.4), CutMix(num_classes=3)]
+    with make(dataset, FLOATS, batch_stages=stages) as mixed, make(dataset, FLOATS) as plain:
+        for batch, other in zip(mixed, plain, strict=True):
+            assert batch["label"].shape == (4, 3) and batch["label"].dtype == torch.float32
+            assert torch.allclose(batch["label"].sum(1), torch.ones(4))
+            assert not torch.equal(batch["image"], other["image"])
+            assert other["label"].dtype == torch.int64
+
+
+def test_the_mixing_number_is_the_samples_whatever_the_batch(dataset: SlipstreamDataset) -> None:
+    def own_shares(batch_size: int) -> dict[int, float]:
+        shares = {}
+        with (
+            make(dataset, FLOATS, batch_stages=[MixUp(num_classes=3)], batch_size=batch_size, shuffle=True) as loader,
+            make(dataset, FLOATS, batch_size=batch_size, shuffle=True) as plain,
+        ):
+            for batch, other in zip(loader, plain, strict=True):
+                labels = other["label"]
+                alike = labels == labels.roll(1)
+                for row, index in enumerate(batch["_indices"].tolist()):
+                    if not alike[row]:
+                        shares[index] = float(batch["label"][row, labels[row]])
+        return shares
+
+    two, five = own_shares(2), own_shares(5)
+    both = two.keys() & five.keys()
+    assert len(both) >= 4 and all(two[index] == five[index] for index in both)
+
+
+def test_copies_by_name(dataset: SlipstreamDataset) -> None:
+    stages = [
+        RandomResizedCrop(16),
+        NamedCopies(["plain", "grey"]),
+        MultiCropPipeline({"grey": [RandomGrayscale(1.0)]}),
+    ]
+    with make(dataset, stages) as loader, make(dataset, RandomResizedCrop(16)) as single:
+        batch, other = next(iter(loader)), next(iter(single))
+    assert torch.equal(batch["plain"], other["image"]) and "image" not in batch
+    assert torch.equal(batch["grey"], RandomGrayscale(1.0)(other["image"]))
+
+
+def test_it_explains_each_field(dataset: SlipstreamDataset) -> None:
+    with make(dataset, FLOATS) as loader:
+        assert loader.explain().startswith("image: 1 crop, at most 2 launches")
+    with SlipstreamLoader(dataset, 4, device="cpu", verbose=False) as loader:
+        assert "no pipelines" in loader.explain()
+
+
+def test_bad_input_is_named_when_the_loader_is_made(dataset: SlipstreamDataset) -> None:
+    def refused(error, message, **options) -> None:
+        with pytest.raises(error, match=message):
+            make(dataset, options.pop("stages", FLOATS), **options)
+
+    refused(TypeError, r"batch_stages\[0\] must be a MixUp", batch_stages=[Normalize()])
+    refused(TypeError, "batch_stages must be a list", batch_stages=MixUp())
+    refused(ValueError, r"batch_stages\[0\].label must be a field", batch_stages=[MixUp(label="target")])
+    refused(ValueError, r"batch_stages\[0\].crops names 'b'", batch_stages=[MixUp(crops=["b"])])
+    refused(TypeError, "return_plan must be True or False", return_plan=1)
+    copies = [MultiRandomResizedCrop({"label": dict(size=8)})]
+    refused(ValueError, r"gives 'label', which is also a field", stages=copies)
+
+
+def test_a_batch_that_cannot_be_mixed_says_why(dataset: SlipstreamDataset) -> None:
+    def epoch(stages, classes: int) -> None:
+        with make(dataset, stages, batch_stages=[MixUp(num_classes=classes)]) as loader:
+            list(loader)
+
+    with pytest.raises(TypeError, match=r"MixUp mixes float images, got torch\.uint8 for 'image'"):
+        epoch(RandomResizedCrop(16), 3)
+    with pytest.raises(ValueError, match=r"label must be in \[0, 2\), got 2 at batch index"):
+        epoch(FLOATS, 2)
