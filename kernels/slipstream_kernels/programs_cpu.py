@@ -1,9 +1,9 @@
 """The programs launch on the CPU: the same programs, Numba instead of Triton.
 
-An image is worked on in bands of a few rows, float32 and planar, small enough to stay in the first cache; an operation
-is a loop over the band that LLVM makes vectors of. A contrast needs the mean of the whole image, hence a reading of it
-through the operations before. Arithmetic is float32 with no fast-math flags, and each loop's constants are float32, for
-a Python number would make it float64.
+An image is worked on in bands of a few rows, float32 and planar, small enough to stay in the first cache, from memory
+through a run of operations to memory: a sweep. A program of operations that take a pixel by itself is one sweep from
+the image to its output. One that needs to know the whole image is a sweep more, which only reads, through the
+operations before; one that reads other pixels begins a sweep, from what the sweep before has kept.
 """
 
 # Numba's carray is untyped.
@@ -17,286 +17,163 @@ import numba
 import numpy as np
 import torch
 
+from .blur_cpu import LANES, blur_band, box_blur, sharpen_band, start_blur
+from .color_cpu import finish_reading, read_band, run_band, start_reading
 from .ops import (
-    ADD_BRIGHTNESS,
-    BRIGHTNESS,
+    AUTOCONTRAST,
+    BOX_BLUR,
     CONTRAST,
-    GREY,
+    EQUALIZE,
+    GAUSSIAN_BLUR,
     HUE,
-    INVERT,
-    NORMALIZE,
+    NEIGHBOURS,
     NOTHING,
     OP_WIDTH,
-    POSTERIZE,
-    SATURATION,
-    SOLARIZE,
+    SHARPNESS,
+    STATISTICS,
+    WARP,
     ProgramFormat,
     check_pixels,
     check_programs,
     empty_pixels,
 )
+from .pixels_cpu import IN_BFLOATS, IN_BYTES, IN_FLOATS, IN_HALVES, load_band, start_cells, store_band
+from .program_checks import check_neighbours
 from .resized_crop_cpu import SHARES, _pointer
+from .warp_cpu import start_warp, warp_band
 
 BAND = 1024  # pixels of a band, 4 KB a channel: whole rows, one at the least
-STORES = {torch.uint8: 0, torch.float16: 1, torch.bfloat16: 2, torch.float32: 3}
+KINDS = {torch.uint8: IN_BYTES, torch.float16: IN_HALVES, torch.bfloat16: IN_BFLOATS, torch.float32: IN_FLOATS}
 
-# Columns of a crop's row in the table that the kernel reads, int64; steps in bytes, (image, channel, row, column).
-SOURCE, SOURCE_STEPS, TARGET, TARGET_STEPS, STORE, HEIGHT, WIDTH, PROGRAMS, LENGTH = 0, 1, 5, 6, 10, 11, 12, 13, 14
-
-F = np.float32
-ZERO, HALF, ONE, TWO, FOUR, SIX, TOP = F(0), F(0.5), F(1), F(2), F(4), F(6), F(255)
-BYTE = F(1 / 255)  # torchvision multiplies where it might divide
-SIXTH = F(1 / 6)
-RED, GREEN, BLUE = F(0.2989), F(0.587), F(0.114)
-WHOLE = F(2**23)  # added and taken away again, it leaves a positive float rounded half to even
-HALF_BITS = np.uint32(0x3F000000)  # 0.5 as bits
-MAGNITUDE = np.uint32(0x7FFFFFFF)
-NORMAL16 = np.uint32((127 - 14) << 23)  # 2**-14, the least normal float16
-PAST16 = np.uint32(0x477FF000)  # 65520: from here on a float16 is infinite
-INFINITE = np.uint32(0x7F800000)
+# Columns of a crop's row in the table that the kernel reads, int64: two places, each an address, steps in bytes (image,
+# channel, row, column) and the kind of values, then the size and the programs.
+SOURCE, TARGET, PLACE, HEIGHT, WIDTH, PROGRAMS, LENGTH, COLUMNS = 0, 6, 6, 12, 13, 14, 15, 16
+ROW, KIND = 3, 5  # in a place: the row's step, the kind
 
 
 @numba.njit(nogil=True, cache=True)
-def _clamp(x):
-    return min(max(x, ZERO), ONE)
+def _pitch(width):
+    return (width + LANES - 1) // LANES * LANES
 
 
 @numba.njit(nogil=True, cache=True)
-def _load_row(source, channel_step, column_step, band, begin, width):
-    # One row of bytes, any steps, scaled to [0, 1] into the band from `begin` on.
-    if column_step == 1:  # known here, so that LLVM loads vectors
-        for channel in range(3):
-            row = numba.carray(_pointer(source + channel * channel_step), (width,), np.uint8)
-            out = band[channel, begin : begin + width]
-            for x in range(width):
-                out[x] = F(row[x]) * BYTE
-        return
-    red, green, blue = band[0, begin:], band[1, begin:], band[2, begin:]
-    row = numba.carray(_pointer(source), (2 * channel_step + (width - 1) * column_step + 1,), np.uint8)
-    if column_step == 3 and channel_step == 1:
-        for x in range(width):
-            red[x] = F(row[3 * x]) * BYTE
-            green[x] = F(row[3 * x + 1]) * BYTE
-            blue[x] = F(row[3 * x + 2]) * BYTE
-    else:
-        for x in range(width):
-            place = x * column_step
-            red[x] = F(row[place]) * BYTE
-            green[x] = F(row[place + channel_step]) * BYTE
-            blue[x] = F(row[place + 2 * channel_step]) * BYTE
+def _reads(code):
+    return code in (CONTRAST, AUTOCONTRAST, EQUALIZE)
 
 
 @numba.njit(nogil=True, cache=True)
-def _turn_hue(red, green, blue, count, shift):
-    # With h in sixths of a turn, a channel is max - (max - min) * clamp(min(k, 4 - k)), k = (n + h) mod 6 and n = 5, 3
-    # and 1: what HSV and its six cases come to, with one division and no table.
-    for x in range(count):
-        r, g, b = red[x], green[x], blue[x]
-        high, low = max(max(r, g), b), min(min(r, g), b)
-        span = high - low
-        beyond = r - g
-        start = FOUR
-        beyond, start = (b - r, TWO) if high == g else (beyond, start)
-        beyond, start = (g - b, ZERO) if high == r else (beyond, start)
-        turn = (beyond / (span if span > ZERO else ONE) + start) * SIXTH + shift
-        sixths = (turn - np.floor(turn)) * SIX
-        k = sixths + F(5)
-        k = k - SIX if k >= SIX else k
-        red[x] = high - span * _clamp(min(k, FOUR - k))
-        k = sixths + F(3)
-        k = k - SIX if k >= SIX else k
-        green[x] = high - span * _clamp(min(k, FOUR - k))
-        k = sixths + ONE
-        k = k - SIX if k >= SIX else k
-        blue[x] = high - span * _clamp(min(k, FOUR - k))
+def _looks_around(code):
+    return code in (GAUSSIAN_BLUR, SHARPNESS, WARP)
 
 
 @numba.njit(nogil=True, cache=True)
-def _each_value(code, values, count, a, b):
-    # An operation that treats the three channels alike and apart.
-    if code == BRIGHTNESS:
-        for x in range(count):
-            values[x] = _clamp(values[x] * a)
-    elif code == ADD_BRIGHTNESS:
-        for x in range(count):
-            values[x] = _clamp(values[x] + a)
-    elif code == CONTRAST:
-        for x in range(count):
-            values[x] = _clamp(values[x] * a + b)
-    elif code == SOLARIZE:
-        for x in range(count):
-            value = values[x]
-            values[x] = ONE - value if value >= a else value
-    elif code == POSTERIZE:
-        inverse, most = ONE / a, a - ONE  # exact: a power of two
-        for x in range(count):
-            values[x] = min(max(np.floor(values[x] * a), ZERO), most) * inverse
-    elif code == INVERT:
-        for x in range(count):
-            values[x] = ONE - values[x]
-    elif code == NORMALIZE:
-        for x in range(count):
-            values[x] = (values[x] - a) / b
+def _planes(address, kind, height, pitch):
+    # Scratch as a place: bytes or float32 values [3, h, pitch].
+    size = 4 if kind == IN_FLOATS else 1
+    return np.array([address, 0, height * pitch * size, pitch * size, size, kind], np.int64)
 
 
 @numba.njit(nogil=True, cache=True)
-def _run(program, end, means, band, count):
-    # The first `end` operations of a program on a band. means: of the grey image before each contrast.
-    red, green, blue = band[0], band[1], band[2]
-    for index in range(end):
-        op = program[index]
-        code, amount, rest = int(op[0]), op[1], ONE - op[1]
-        if code == HUE:
-            _turn_hue(red, green, blue, count, amount)
-        elif code == GREY:
-            for x in range(count):
-                grey = red[x] * RED + green[x] * GREEN + blue[x] * BLUE
-                red[x] = grey
-                green[x] = grey
-                blue[x] = grey
-        elif code == SATURATION:
-            for x in range(count):
-                grey = (red[x] * RED + green[x] * GREEN + blue[x] * BLUE) * rest
-                red[x] = _clamp(red[x] * amount + grey)
-                green[x] = _clamp(green[x] * amount + grey)
-                blue[x] = _clamp(blue[x] * amount + grey)
-        elif code != NOTHING:
-            for channel in range(3):
-                if code == NORMALIZE:
-                    _each_value(code, band[channel], count, op[1 + channel], op[4 + channel])
-                else:
-                    _each_value(code, band[channel], count, amount, rest * means[index])
+def _sweep(source, target, size, program, span, readings, tables):
+    """One sweep of an image through operations span[0] ... span[1] - 1 of its program, to `target` if its address is
+    not 0, and what operation span[1] must know, if it is one of STATISTICS, to readings and tables.
 
-
-@numba.njit(nogil=True, cache=True)
-def _sum_of_grey(band, count):
-    # Halves added to halves: LLVM makes vectors of that, and the error grows with the logarithm of the count only.
-    red, green, blue = band[0], band[1], band[2]
-    for x in range(count):
-        red[x] = red[x] * RED + green[x] * GREEN + blue[x] * BLUE
-    while count > 1:
-        half = count // 2
-        for x in range(half):
-            red[x] += red[count - half + x]
-        count -= half
-    return np.float64(red[0])
-
-
-@numba.njit(nogil=True, cache=True)
-def _to_bytes(values, cells, count):
-    for x in range(count):
-        cells[x] = np.uint8((min(max(values[x] * TOP, ZERO), TOP) + WHOLE) - WHOLE)
-
-
-@numba.njit(nogil=True, cache=True)
-def _to_bfloat16(values, cells, count):
-    for x in range(count):
-        bits = np.float32(values[x]).view(np.uint32)
-        rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-        nan = (bits & MAGNITUDE) > INFINITE  # rounding could carry it into the sign
-        cells[x] = np.uint16(np.uint32(0x7FC0) if nan else rounded)
-
-
-@numba.njit(nogil=True, cache=True)
-def _to_float16(values, cells, count):
-    for x in range(count):
-        bits = np.float32(values[x]).view(np.uint32)
-        size = bits & MAGNITUDE
-        rounded = (size + np.uint32(0xFFF) + ((size >> np.uint32(13)) & np.uint32(1))) >> np.uint32(13)
-        normal = rounded - np.uint32(112 << 10)
-        # the last bit of a float32 in [0.5, 1) is worth the least float16, so the addition rounds as needed
-        small = np.float32(abs(values[x]) + HALF).view(np.uint32) - HALF_BITS
-        half = small if size < NORMAL16 else normal
-        half = np.uint32(0x7C00) if size >= PAST16 else half
-        half = np.uint32(0x7E00) if size > INFINITE else half
-        cells[x] = np.uint16(half | ((bits >> np.uint32(16)) & np.uint32(0x8000)))
-
-
-@numba.njit(nogil=True, cache=True)
-def _store(cells, target, steps, rows, width):
-    # Finished values [3, rows * width] to their places; steps as in the table.
-    size = cells.itemsize
-    channel_step, column_step = steps[1] // size, steps[3] // size
-    for y in range(rows):
-        place = target + y * steps[2]
-        if column_step == 1:
-            for channel in range(3):
-                out = numba.carray(_pointer(place + channel * steps[1]), (width,), cells.dtype)
-                values = cells[channel, y * width : (y + 1) * width]
-                for x in range(width):
-                    out[x] = values[x]
-            continue
-        red, green, blue = cells[0, y * width :], cells[1, y * width :], cells[2, y * width :]
-        out = numba.carray(_pointer(place), (2 * channel_step + (width - 1) * column_step + 1,), cells.dtype)
-        if column_step == 3 and channel_step == 1:
-            for x in range(width):
-                out[3 * x] = red[x]
-                out[3 * x + 1] = green[x]
-                out[3 * x + 2] = blue[x]
-        else:
-            for x in range(width):
-                out[x * column_step] = red[x]
-                out[x * column_step + channel_step] = green[x]
-                out[x * column_step + 2 * channel_step] = blue[x]
-
-
-@numba.njit(nogil=True, cache=True)
-def _load_band(source, steps, band, rows, width):
-    for y in range(rows):
-        _load_row(source + y * steps[2], steps[1], steps[3], band, y * width, width)
-
-
-@numba.njit(nogil=True, cache=True)
-def _image(source, target, crop, program):
-    # One image of one crop: addresses of its first pixel and of its output's, its program float32 [K, 16].
-    height, width = crop[HEIGHT], crop[WIDTH]
-    steps, out_steps = crop[SOURCE_STEPS:TARGET], crop[TARGET_STEPS:STORE]
+    source, target: places, int64 [6]. size: (h, w). If the first operation reads other pixels, source is scratch.
+    """
+    height, width = size
+    begin, end = span
     rows = min(max(BAND // width, 1), height)
-    band = np.empty((3, rows * width), np.float32)
-    small = np.empty((3, rows * width), np.uint8)
-    short = np.empty((3, rows * width), np.uint16)
-    means = np.zeros(len(program), np.float32)
-    for end in range(len(program) + 1):
-        finished = end == len(program)
-        if not finished and program[end, 0] != CONTRAST:
-            continue
-        total = 0.0
-        for top in range(0, height, rows):
-            number = min(rows, height - top)
-            count = number * width
-            _load_band(source + top * steps[2], steps, band, number, width)
-            _run(program, end, means, band, count)
-            if not finished:
-                total += _sum_of_grey(band, count)
-                continue
-            place = target + top * out_steps[2]
-            if crop[STORE] == 3:
-                _store(band, place, out_steps, number, width)
-            elif crop[STORE] == 0:
-                for channel in range(3):
-                    _to_bytes(band[channel], small[channel], count)
-                _store(small, place, out_steps, number, width)
-            else:
-                for channel in range(3):
-                    if crop[STORE] == 1:
-                        _to_float16(band[channel], short[channel], count)
-                    else:
-                        _to_bfloat16(band[channel], short[channel], count)
-                _store(short, place, out_steps, number, width)
-        if not finished:
-            means[end] = total / (height * width)
+    band = np.empty((3, rows * width + LANES), np.float32)
+    cells = start_cells(rows * width)
+    code = int(program[end, 0]) if end < len(program) else NOTHING
+    reads = _reads(code)
+    gathered = start_reading(rows * width if code == AUTOCONTRAST else 0)
+    first = int(program[begin, 0]) if begin < end else NOTHING
+    op, pitch = program[min(begin, len(program) - 1)], source[ROW] // 4
+    blur = start_blur(op if first == GAUSSIAN_BLUR else np.ones(OP_WIDTH, np.float32), width)
+    places = start_warp(width if first == WARP else 0)
+    for top in range(0, height, rows):
+        number = min(rows, height - top)
+        after = begin + 1
+        if first == GAUSSIAN_BLUR:
+            blur_band(blur, source[0], pitch, size, top, number, band)
+        elif first == SHARPNESS:
+            sharpen_band(op[1], source[0], pitch, size, top, number, band)
+        elif first == WARP:
+            warp_band(op, places, source[0], pitch, size, top, number, band)
+        else:
+            after = begin
+            load_band(source[0] + top * source[ROW], source[1:KIND], source[KIND], band, number, width)
+        run_band(program, after, end, readings, tables, band, top, (number, width))
+        if target[0]:
+            place = target[0] + top * target[ROW]
+            store_band(band, cells, place, target[1:KIND], target[KIND], number, width)
+        if reads:
+            read_band(code, band, number * width, gathered[0], gathered[1], gathered[2])
+    if reads:
+        number = 0
+        for index in range(end):
+            number += program[index, 0] == EQUALIZE
+        finish_reading(code, height * width, gathered, readings[end], tables, number)
+
+
+@numba.njit(nogil=True, cache=True)
+def _image(image, target, size, program, scratch):
+    # One image through its program, float32 [K, 16]: its place and its output's; scratch: addresses of two float32
+    # images and of two of bytes, if the program reads other pixels.
+    height, width = size
+    readings = np.zeros((len(program), 3, 2), np.float32)
+    equalizing = 0
+    for index in range(len(program)):
+        equalizing += program[index, 0] == EQUALIZE
+    tables = np.empty((equalizing, 3, 256), np.float32)
+    nowhere = np.zeros(PLACE, np.int64)
+    source, begin, turn = image, 0, 0
+    for end in range(len(program)):
+        code, first = int(program[end, 0]), int(program[begin, 0])
+        if code == BOX_BLUR:
+            kept = _planes(scratch[2], IN_BYTES, height, width)
+            _sweep(source, kept, size, program, (begin, end), readings, tables)
+            box_blur(program[end, 1], scratch[2], height, width)
+            source, begin = _planes(scratch[2] + 3 * height * width, IN_BYTES, height, width), end + 1
+        elif _looks_around(code) or (_reads(code) and begin < end and _looks_around(first)):
+            # what a reading finds at some cost is kept for the sweep after it
+            kept = _planes(scratch[turn], IN_FLOATS, height, _pitch(width))
+            _sweep(source, kept, size, program, (begin, end), readings, tables)
+            source, begin, turn = kept, end, 1 - turn
+        elif _reads(code):
+            _sweep(source, nowhere, size, program, (begin, end), readings, tables)
+    _sweep(source, target, size, program, (begin, len(program)), readings, tables)
+
+
+@numba.njit(nogil=True, cache=True)
+def _program(crop, image):
+    place = crop[PROGRAMS] + image * crop[LENGTH] * OP_WIDTH * 4
+    return numba.carray(_pointer(place), (crop[LENGTH], OP_WIDTH), np.float32)
 
 
 @numba.njit(nogil=True, cache=True)
 def _images(work, crops):
-    # work int64 [n, 2] (crop, image), crops int64 [C, 15]
+    # work int64 [n, 2] (crop, image), crops int64 [C, 16]
+    values, pixels = 0, 0  # the scratch is one for all the images: fresh memory costs more than most operations
+    for index in range(len(work)):
+        crop = crops[work[index, 0]]
+        program = _program(crop, work[index, 1])
+        for row in range(len(program)):
+            code = int(program[row, 0])
+            if _looks_around(code):
+                values = max(values, 3 * crop[HEIGHT] * _pitch(crop[WIDTH]))
+            elif code == BOX_BLUR:
+                pixels = max(pixels, 3 * crop[HEIGHT] * crop[WIDTH])
+    floats, small = np.zeros((2, values), np.float32), np.empty((2, pixels), np.uint8)
+    scratch = floats[0].ctypes.data, floats[1].ctypes.data, small.ctypes.data
     for index in range(len(work)):
         crop, image = crops[work[index, 0]], work[index, 1]
-        source = crop[SOURCE] + image * crop[SOURCE_STEPS]
-        target = crop[TARGET] + image * crop[TARGET_STEPS]
-        length = crop[LENGTH]
-        program = numba.carray(_pointer(crop[PROGRAMS] + image * length * OP_WIDTH * 4), (length, OP_WIDTH), np.float32)
-        _image(source, target, crop, program)
+        source, target = crop[SOURCE:TARGET].copy(), crop[TARGET:HEIGHT].copy()
+        source[0] += image * source[1]
+        target[0] += image * target[1]
+        _image(source, target, (crop[HEIGHT], crop[WIDTH]), _program(crop, image), scratch)
+    return len(floats) + len(small)  # so that they live until here: Numba counts no addresses
 
 
 def run_programs_cpu(
@@ -309,16 +186,17 @@ def run_programs_cpu(
 ) -> list[torch.Tensor]:
     """run_programs on CPU tensors: C crops through their programs, one output tensor each.
 
-    images: uint8 [B, 3, h, w] each, any strides (B, h and w may differ between crops). programs: float32 [B, K, 16]
-    each. pool: an executor whose `num_threads` threads share the work; None does it on the caller's thread.
+    images: uint8 or float32 [B, 3, h, w] each, any strides (B, h and w may differ). programs: float32 [B, K, 16] each.
+    pool: an executor whose `num_threads` threads share the work; None does it on the caller's thread.
     Raises ValueError or TypeError for what does not fit together.
     """
     check_programs(images, programs, formats)
+    check_neighbours(images, programs)
     for index, image in enumerate(images):
         if image.device.type != "cpu":
             raise ValueError(f"the CPU kernel takes images on the CPU, got images[{index}] on {image.device}")
-        if formats[index].dtype not in STORES:
-            allowed = ", ".join(str(dtype) for dtype in STORES)
+        if formats[index].dtype not in KINDS:
+            allowed = ", ".join(str(dtype) for dtype in KINDS)
             raise TypeError(f"formats[{index}].dtype must be one of {allowed}, got {formats[index].dtype}")
     if out is None:
         out = empty_pixels(images, formats)
@@ -327,12 +205,11 @@ def run_programs_cpu(
     busy = [crop for crop, image in enumerate(images) if image.numel()]
     if not busy:
         return list(out)
-    crops = np.zeros((len(images), LENGTH + 1), np.int64)
-    for crop, (image, target, program) in enumerate(zip(images, out, kept, strict=True)):
-        size = target.element_size()
-        crops[crop, SOURCE : SOURCE_STEPS + 4] = image.data_ptr(), *image.stride()
-        crops[crop, TARGET : TARGET_STEPS + 4] = target.data_ptr(), *(step * size for step in target.stride())
-        crops[crop, STORE:] = STORES[target.dtype], *image.shape[2:], program.ctypes.data, program.shape[1]
+    crops = np.zeros((len(images), COLUMNS), np.int64)
+    for row, image, target, program in zip(crops, images, out, kept, strict=True):
+        row[SOURCE:TARGET] = _place(image)
+        row[TARGET:HEIGHT] = _place(target)
+        row[HEIGHT:] = *image.shape[2:], program.ctypes.data, program.shape[1]
     work = np.concatenate(
         [np.stack([np.full(len(images[crop]), crop), np.arange(len(images[crop]))], 1) for crop in busy]
     )
@@ -348,8 +225,15 @@ def run_programs_cpu(
     return list(out)
 
 
+def _place(tensor: torch.Tensor) -> tuple[int, ...]:
+    size = tensor.element_size()
+    return tensor.data_ptr(), *(step * size for step in tensor.stride()), KINDS[tensor.dtype]
+
+
 def _cost(images: torch.Tensor, programs: np.ndarray) -> np.ndarray:
     # Rough, float64 [B]: passes over each image times operations in a pass, which balances work between threads.
     codes = programs[..., 0]
-    passes = 1 + (codes == CONTRAST).sum(1)
-    return images[0].numel() * passes * (2.0 + (codes != NOTHING).sum(1) + 2 * (codes == HUE).sum(1))
+    passes = 1 + np.isin(codes, STATISTICS).sum(1)
+    slow = np.isin(codes, NEIGHBOURS).sum(1)
+    cost = passes * (2.0 + (codes != NOTHING).sum(1) + 2 * (codes == HUE).sum(1)) + 10.0 * slow
+    return images[0].numel() * cost
