@@ -23,7 +23,9 @@ from slipstream import (
     MultiRandomResizedCrop,
     RandomResizedCrop,
 )
-from slipstream.crop import Geometry, ImageSizeError, _exp, centre_geometry, sample_boxes, seen_boxes
+from slipstream.crop import ImageSizeError, sample_boxes, sample_geometry, seen_boxes
+from slipstream.crop_geometry import geometry_of
+from slipstream.crop_random import _exp
 from slipstream.draws import Draws, stream_key
 from slipstream.pipeline import Pipeline
 
@@ -322,7 +324,7 @@ def test_centre_crops_sizes_and_places_are_torchvisions() -> None:
     anchor = v2.functional._geometry._center_crop_compute_crop_anchor
     for size, resize in ((224, 256), ((99, 100), 131), ((97, 64), (98, 331)), (5, 5)):
         spec = CenterCrop(size, resize=resize)
-        geometry = centre_geometry(spec, sizes)
+        geometry = sample_geometry(spec, sizes, None)
         full = [torchvision_full((int(h), int(w)), resize) for h, w in sizes]
         assert geometry.full.tolist() == [list(each) for each in full]
         assert geometry.origin.tolist() == [list(anchor(*spec.size, *each)) for each in full]
@@ -346,7 +348,7 @@ def test_an_image_smaller_than_its_centre_crop_is_named() -> None:
     assert isinstance(caught.value, ValueError)
     assert CenterCrop(32)(images[:1]).shape == (1, 3, 32, 32)
     with pytest.raises(ImageSizeError, match="resize=256 needs images less thin"):
-        centre_geometry(CenterCrop(224, resize=256), np.array([[1, 10**7]], np.int32))
+        sample_geometry(CenterCrop(224, resize=256), np.array([[1, 10**7]], np.int32), None)
 
 
 def test_resize_may_be_any_whole_number() -> None:
@@ -379,7 +381,7 @@ def test_seen_boxes_of_centre_crops_are_what_the_window_shows() -> None:
     sizes = np.concatenate([rng.integers(1, 2000, (2000, 2)), rng.integers(1, 5, (50, 2))]).astype(np.int32)
     for size, resize in ((224, 256), (10, 100), ((3, 50), (400, 50))):
         spec = CenterCrop(size, resize=resize)
-        geometry = centre_geometry(spec, sizes)
+        geometry = sample_geometry(spec, sizes, None)
         seen = seen_boxes(geometry, spec.size)
         assert (seen[:, :2] >= 0).all()
         assert (seen[:, 2:] >= 1).all()
@@ -387,9 +389,7 @@ def test_seen_boxes_of_centre_crops_are_what_the_window_shows() -> None:
         exact = geometry.origin * sizes / geometry.full
         assert np.abs(seen[:, :2] - exact).max() <= 1
         assert np.abs(seen[:, 2:] - np.array(spec.size) * sizes / geometry.full).max() <= 1
-    same = Geometry(
-        box=np.array([[0, 0, 256, 320]], np.int32), full=np.array([[256, 320]], np.int32), origin=np.array([[16, 48]])
-    )
+    same = geometry_of(box=np.array([[0, 0, 256, 320]]), full=(256, 320), origin=(16, 48), kind=0)
     assert seen_boxes(same, (224, 224)).tolist() == [[16, 48, 224, 224]]
 
 
