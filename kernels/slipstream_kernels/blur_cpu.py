@@ -68,14 +68,12 @@ def blur_weights(taps, sigma):
 
 
 @numba.njit(nogil=True, cache=True)
-def start_blur(op, width):
-    """What blur_band needs of one image: weights across and down, addresses of their taps, and the row between."""
+def start_blur(op, rows, width):
+    """What blur_band needs of one image: weights across and down, room for their taps' addresses, and the rows between
+    the two, float32 [rows, at least width + a kernel less one]."""
     across, down = int(op[1]), int(op[2])
-    line = np.empty((width + LANES - 1) // LANES * LANES + across + LANES, np.float32)
-    taps = np.empty(across + down, np.int64)
-    for tap in range(across):
-        taps[tap] = line.ctypes.data + 4 * tap
-    return blur_weights(across, op[3]), blur_weights(down, op[4]), taps, line
+    between = np.empty((rows, (width + LANES - 1) // LANES * LANES + across + LANES), np.float32)
+    return blur_weights(across, op[3]), blur_weights(down, op[4]), np.empty(max(across, down), np.int64), between
 
 
 @numba.njit(nogil=True, cache=True)
@@ -84,26 +82,30 @@ def blur_band(blur, whole, pitch, size, top, rows, band):
 
     blur: start_blur's. whole: address of the image, float32 [3, h, pitch], pitch a multiple of LANES. size: (h, w).
     """
-    across, down, taps, line = blur
+    across, down, taps, between = blur
     height, width = size
     reach_x, reach_y = len(across) // 2, len(down) // 2
-    taps_x, weights_x, weights_y = taps.ctypes.data, across.ctypes.data, down.ctypes.data
-    taps_y, between = taps_x + 8 * len(across), line.ctypes.data
+    weights_x, weights_y, addresses = across.ctypes.data, down.ctypes.data, taps.ctypes.data
+    first, step = between.ctypes.data, 4 * between.shape[1]
     for channel in range(3):
         plane = whole + 4 * channel * height * pitch
         target = band[channel].ctypes.data
-        for y in range(top, top + rows):
+        for y in range(rows):
             for tap in range(len(down)):
-                row = abs(y + tap - reach_y)
+                row = abs(top + y + tap - reach_y)
                 row = row if row < height else 2 * (height - 1) - row
-                taps[len(across) + tap] = plane + 4 * row * pitch
+                taps[tap] = plane + 4 * row * pitch
             for x in range(0, width, LANES):
-                _weighted_sum(taps_y, 4 * x, weights_y, len(down), between + 4 * (reach_x + x))
+                _weighted_sum(addresses, 4 * x, weights_y, len(down), first + y * step + 4 * (reach_x + x))
             for x in range(reach_x):
-                line[reach_x - 1 - x] = line[reach_x + 1 + x]
-                line[reach_x + width + x] = line[reach_x + width - 2 - x]
+                between[y, reach_x - 1 - x] = between[y, reach_x + 1 + x]
+                between[y, reach_x + width + x] = between[y, reach_x + width - 2 - x]
+        # values just written are slow to read at other places: all rows down, then all across
+        for y in range(rows):
+            for tap in range(len(across)):
+                taps[tap] = first + y * step + 4 * tap
             for x in range(0, width, LANES):
-                _weighted_sum(taps_x, 4 * x, weights_x, len(across), target + 4 * ((y - top) * width + x))
+                _weighted_sum(addresses, 4 * x, weights_x, len(across), target + 4 * (y * width + x))
 
 
 @numba.njit(nogil=True, cache=True)
@@ -172,44 +174,44 @@ def _box_row(taps, inner, outer, sums, count, target):
 
 
 @numba.njit(nogil=True, cache=True)
-def _box_across(row, buffers, taps, inner, outer, sums, width):
-    # Three passes over the row of bytes at the address `row`, in place, by way of two wider buffers.
-    edge = len(taps) // 2
-    values = _bytes_at(row, width)
-    for x in range(width):
-        buffers[0, edge + x] = values[x]
-    for turn in range(3):
-        line = buffers[turn % 2]
-        left, right = line[edge], line[edge + width - 1]
-        for x in range(edge):
-            line[x] = left
-            line[edge + width + x] = right
-        for tap in range(len(taps)):
-            taps[tap] = line.ctypes.data + tap
-        target = row if turn == 2 else buffers[(turn + 1) % 2].ctypes.data + edge
-        _box_row(taps, inner, outer, sums, width, target)
+def _repeat_ends(row, edge, width):
+    # The ends of the row of bytes at an address, repeated `edge` times beside it.
+    values = _bytes_at(row - edge, width + 2 * edge)
+    left, right = values[edge], values[edge + width - 1]
+    for x in range(edge):
+        values[x] = left
+        values[edge + width + x] = right
 
 
 @numba.njit(nogil=True, cache=True)
-def box_blur(radius, whole, height, width):
+def box_edge(radius):
+    """How many bytes a row of box_blur's images needs beyond its width on either side."""
+    return int(radius) + 1
+
+
+@numba.njit(nogil=True, cache=True)
+def box_blur(radius, whole, other, height, width):
     """Three box blurs an axis, across first, each rounded to bytes as in Pillow's BoxBlur.c, its ends repeated.
 
-    whole: address of two images, uint8 [2, 3, h, w]: the first is blurred into the second, and changed.
+    whole, other: addresses of the first pixel of two images, uint8 [3, h, w + 2 * box_edge] in memory; the first is
+    blurred in place, by way of the second. A pass takes a plane at a time, for bytes just written are slow to read.
     """
-    reach = int(radius)
+    reach, edge = int(radius), box_edge(radius)
     inner = np.uint32(F(1 << 24) / (F(radius) * F(2) + ONE))
     outer = np.uint32(((1 << 24) - (2 * reach + 1) * np.int64(inner)) // 2)
     taps = np.empty(2 * reach + 3, np.int64)
     sums = np.empty(width, np.uint16)
-    buffers = np.empty((2, width + len(taps)), np.uint8)
-    plane = height * width
+    pitch = width + 2 * edge
     for channel in range(3):
-        here, there = whole + channel * plane, whole + (3 + channel) * plane
-        for y in range(height):
-            _box_across(here + y * width, buffers, taps, inner, outer, sums, width)
-        for _ in range(3):
+        here, there = whole + channel * height * pitch, other + channel * height * pitch
+        for turn in range(6):
             for y in range(height):
+                if turn < 3:
+                    _repeat_ends(here + y * pitch, edge, width)
                 for tap in range(len(taps)):
-                    taps[tap] = here + min(max(y + tap - reach - 1, 0), height - 1) * width
-                _box_row(taps, inner, outer, sums, width, there + y * width)
+                    if turn < 3:
+                        taps[tap] = here + y * pitch + tap - edge
+                    else:
+                        taps[tap] = here + min(max(y + tap - edge, 0), height - 1) * pitch
+                _box_row(taps, inner, outer, sums, width, there + y * pitch)
             here, there = there, here

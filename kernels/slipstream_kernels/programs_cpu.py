@@ -17,7 +17,7 @@ import numba
 import numpy as np
 import torch
 
-from .blur_cpu import LANES, blur_band, box_blur, sharpen_band, start_blur
+from .blur_cpu import LANES, blur_band, box_blur, box_edge, sharpen_band, start_blur
 from .color_cpu import finish_reading, read_band, run_band, start_reading
 from .ops import (
     AUTOCONTRAST,
@@ -90,7 +90,7 @@ def _sweep(source, target, size, program, span, readings, tables):
     gathered = start_reading(rows * width if code == AUTOCONTRAST else 0)
     first = int(program[begin, 0]) if begin < end else NOTHING
     op, pitch = program[min(begin, len(program) - 1)], source[ROW] // 4
-    blur = start_blur(op if first == GAUSSIAN_BLUR else np.ones(OP_WIDTH, np.float32), width)
+    blur = start_blur(op if first == GAUSSIAN_BLUR else np.ones(OP_WIDTH, np.float32), rows, width)
     places = start_warp(width if first == WARP else 0)
     for top in range(0, height, rows):
         number = min(rows, height - top)
@@ -120,7 +120,7 @@ def _sweep(source, target, size, program, span, readings, tables):
 @numba.njit(nogil=True, cache=True)
 def _image(image, target, size, program, scratch):
     # One image through its program, float32 [K, 16]: its place and its output's; scratch: addresses of two float32
-    # images and of two of bytes, if the program reads other pixels.
+    # images and of one for bytes, if the program reads other pixels.
     height, width = size
     readings = np.zeros((len(program), 3, 2), np.float32)
     equalizing = 0
@@ -132,10 +132,12 @@ def _image(image, target, size, program, scratch):
     for end in range(len(program)):
         code, first = int(program[end, 0]), int(program[begin, 0])
         if code == BOX_BLUR:
-            kept = _planes(scratch[2], IN_BYTES, height, width)
+            edge = box_edge(program[end, 1])
+            pitch = width + 2 * edge
+            kept = _planes(scratch[2] + edge, IN_BYTES, height, pitch)
             _sweep(source, kept, size, program, (begin, end), readings, tables)
-            box_blur(program[end, 1], scratch[2], height, width)
-            source, begin = _planes(scratch[2] + 3 * height * width, IN_BYTES, height, width), end + 1
+            box_blur(program[end, 1], kept[0], kept[0] + 3 * height * pitch, height, width)
+            source, begin = kept, end + 1
         elif _looks_around(code) or (_reads(code) and begin < end and _looks_around(first)):
             # what a reading finds at some cost is kept for the sweep after it
             kept = _planes(scratch[turn], IN_FLOATS, height, _pitch(width))
@@ -164,8 +166,8 @@ def _images(work, crops):
             if _looks_around(code):
                 values = max(values, 3 * crop[HEIGHT] * _pitch(crop[WIDTH]))
             elif code == BOX_BLUR:
-                pixels = max(pixels, 3 * crop[HEIGHT] * crop[WIDTH])
-    floats, small = np.zeros((2, values), np.float32), np.empty((2, pixels), np.uint8)
+                pixels = max(pixels, 6 * crop[HEIGHT] * (crop[WIDTH] + 2 * box_edge(program[row, 1])))
+    floats, small = np.zeros((2, values), np.float32), np.empty(pixels, np.uint8)
     scratch = floats[0].ctypes.data, floats[1].ctypes.data, small.ctypes.data
     for index in range(len(work)):
         crop, image = crops[work[index, 0]], work[index, 1]
