@@ -118,11 +118,6 @@ class FiveCrop:
         """The five crops, in order."""
         return tuple(_corner_crop(self, corner, None) for corner in CORNERS)
 
-    @property
-    def num_crops(self) -> int:
-        """Five."""
-        return len(CORNERS)
-
     def __call__(self, images: Any, *, sample_ids: Any = None, epoch: int = 0) -> list[torch.Tensor] | Any:
         """The crops of these images; sample_ids and epoch change nothing."""
         from .pipeline import apply_crops
@@ -138,8 +133,8 @@ class TenCrop:
     """
 
     size: int | tuple[int, int]
-    _: KW_ONLY
     vertical_flip: bool = False
+    _: KW_ONLY
     resize: int | tuple[int, int] | None = None
     interpolation: str = "bilinear"
     antialias: bool = True
@@ -157,11 +152,6 @@ class TenCrop:
         """The ten crops, in order."""
         flip = "vertical" if self.vertical_flip else "horizontal"
         return tuple(_corner_crop(self, corner, each) for each in (None, flip) for corner in CORNERS)
-
-    @property
-    def num_crops(self) -> int:
-        """Ten."""
-        return 2 * len(CORNERS)
 
     def __call__(self, images: Any, *, sample_ids: Any = None, epoch: int = 0) -> list[torch.Tensor] | Any:
         """The crops of these images; sample_ids and epoch change nothing."""
@@ -232,7 +222,8 @@ class ResizedCrop(Crop):
         """The spec's own box, else `boxes`, checked against the images' sizes."""
         given = self.boxes if isinstance(self.boxes, tuple) else boxes
         if given is None:
-            raise ValueError(f"ResizedCrop({self.size}) needs boxes: give boxes=, whole numbers [B, 4]")
+            where = "boxes=, whole numbers [B, 4]" if self.boxes is None else f"the field {self.boxes!r}, or boxes="
+            raise ValueError(f"ResizedCrop({self.size}) needs boxes: give {where}")
         box = _boxes_inside(given, sizes)
         return geometry_of(box=box, full=self.size, kind=filter_of(self))
 

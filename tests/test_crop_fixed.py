@@ -66,8 +66,7 @@ def resized(image: np.ndarray, full: tuple[int, int], kind: int) -> torch.Tensor
 def test_ten_crops_are_torchvisions(images: list[np.ndarray], size: Any, vertical_flip: bool) -> None:
     """The middle of a flipped image is not the flipped middle where an odd number of pixels is left over."""
     ten, five = TenCrop(size, vertical_flip=vertical_flip), FiveCrop(size)
-    assert ten.num_crops == len(ten.crops) == 10
-    assert five.num_crops == len(five.crops) == 5
+    assert len(ten.crops) == 10
     assert ten.crops[:5] == five.crops
     found = [cut(spec, images) for spec in ten.crops]
     for index, image in enumerate(images):
@@ -216,3 +215,20 @@ def test_antialias_and_interpolation_choose_the_jobs_filter(images: list[np.ndar
             assert (jobs[..., FLIP] == (2 if isinstance(spec, CornerCrop) else 0)).all()
     middle = cut(CornerCrop(16, resize=20, corner="center"), images)
     assert torch.equal(middle, cut(CenterCrop(16, resize=20), images))
+
+
+def test_stages_called_alone_give_what_their_crops_are(images: list[np.ndarray]) -> None:
+    given = [torch.from_numpy(image).permute(2, 0, 1) for image in images]
+    ten = TenCrop(20, True, resize=24, return_boxes=True)
+    result = ten(given)
+    assert set(result) == {"image", *(f"image_{crop}_box" for crop in range(10))}
+    for spec, output in zip(ten.crops, result["image"], strict=True):
+        assert torch.equal(output, cut(spec, images))
+    assert torch.equal(FiveCrop(20)(given)[3], cut(CornerCrop(20, corner="bottom_right"), images))
+    boxes = random_boxes(np.random.default_rng(32), np.array(SHAPES))
+    for spec in (ResizedCrop(9), ResizedCrop(9, "face")):
+        assert torch.equal(spec(given, boxes=torch.from_numpy(boxes)), cut(spec, images, boxes))
+    with pytest.raises(ValueError, match="boxes must be given once"):
+        ResizedCrop(9, (0, 0, 3, 3))(given, boxes=boxes)
+    with pytest.raises(ValueError, match="give the field 'face', or boxes="):
+        ResizedCrop(9, "face")(given)
