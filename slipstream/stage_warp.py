@@ -193,7 +193,8 @@ def inverse_affine(
     a, b, d, e = right_y / scale, -right_x / scale, -left_y / scale, left_x / scale
     from_x, from_y = x0 + translate[0], y0 + translate[1]
     c, f = x0 - a * from_x - b * from_y, y0 - d * from_x - e * from_y
-    return np.stack(np.broadcast_arrays(*np.atleast_1d(a, b, c, d, e, f, 0.0, 0.0)), axis=1)
+    maps = np.stack(np.broadcast_arrays(*np.atleast_1d(a, b, c, d, e, f, 0.0, 0.0)), axis=1)
+    return maps + 0.0  # no negative zeros, which a plan's words would show
 
 
 def inverse_perspective(size: tuple[int, int], corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

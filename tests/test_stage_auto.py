@@ -1,5 +1,8 @@
 """Automatic augmentation: torchvision's tables by value, timm's magnitudes, and the laws of what is picked."""
 
+# pyright: reportArgumentType=false, reportCallIssue=false
+# (wrong parameters are given on purpose)
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,5 +1,8 @@
 """Blurs and sharpness: the laws of what they draw, and Pillow's box radius against Pillow itself."""
 
+# pyright: reportArgumentType=false, reportCallIssue=false
+# (wrong parameters are given on purpose)
+
 from __future__ import annotations
 
 import numpy as np

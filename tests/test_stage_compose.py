@@ -1,5 +1,8 @@
 """Stages made of stages: what is applied, picked and ordered, and where what is inside draws from."""
 
+# pyright: reportArgumentType=false, reportCallIssue=false
+# (wrong parameters are given on purpose)
+
 from __future__ import annotations
 
 from itertools import permutations
@@ -140,7 +143,7 @@ class Flip:
 
 
 def test_anything_that_samples_programs_may_stand_inside() -> None:
-    program = program_of(RandomApply([Flip(), GREY], 1.0))  # pyright: ignore[reportArgumentType]
+    program = program_of(RandomApply([Flip(), GREY], 1.0))
     assert (program[:, :, 0] == [ops.WARP, ops.GREY]).all() and (program[:, 0, 3] == SIZE[1]).all()
 
 

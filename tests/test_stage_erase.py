@@ -1,5 +1,8 @@
 """Random erasing: torchvision's law of boxes, the values, and the noise's key."""
 
+# pyright: reportArgumentType=false, reportCallIssue=false
+# (wrong parameters are given on purpose)
+
 from __future__ import annotations
 
 import math
@@ -88,7 +91,7 @@ def test_noise_has_a_key_of_its_own_in_four_pieces() -> None:
     assert (row[:, 8] == 1).all() and (row[:, 5:8] == 0).all() and (row[:, 13:] == 0).all()
     pieces = row[:, 9:13].astype(np.uint64)
     assert (pieces == row[:, 9:13]).all() and pieces.max() < 2**16
-    keys = sum(pieces[:, i] << np.uint64(16 * i) for i in range(4))
+    keys = (pieces << np.arange(0, 64, 16, dtype=np.uint64)).sum(1)
     words = Draws(stream_key(0, "test"), IDS, 0).words(11)[:, 0]
     assert (keys == words[:, 0].astype(np.uint64) + (words[:, 1].astype(np.uint64) << np.uint64(32))).all()
     assert len(np.unique(keys)) == len(IDS)

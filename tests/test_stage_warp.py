@@ -1,5 +1,8 @@
 """Warps: the map of each row against torchvision's functionals, on real parameters, and the laws of what is drawn."""
 
+# pyright: reportArgumentType=false, reportCallIssue=false
+# (wrong parameters are given on purpose)
+
 from __future__ import annotations
 
 import numpy as np
