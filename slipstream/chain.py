@@ -136,7 +136,7 @@ def _first_run(stages: Sequence[tuple[Stage, int]]) -> list[tuple[Stage, int]]:
     return list(stages)
 
 
-def _function(stage: Stage) -> Any:
+def _function(stage: Any) -> Any:
     # A map of values that is none of ours, after or between programs, is run as it is.
     return stage.apply if _is_pointwise(stage) else stage
 

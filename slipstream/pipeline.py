@@ -15,9 +15,8 @@ import torch
 from slipstream_kernels.crop_jobs import OutputFormat
 from slipstream_kernels.ragged import RaggedBatch
 
-from . import crop as _crop  # TEMP
 from .chain import Chain, Section, compile_chain
-from .crop import Crop, CropStage, MultiRandomResizedCrop
+from .crop import Crop, CropStage, FiveCrop, MultiCropRandomResizedCrop, MultiRandomResizedCrop, TenCrop
 from .device import resolve_backend, to_device
 from .draws import Draws, fresh_sample_ids, stream_key
 from .plan import CropProgram, Plan, draw_plan
@@ -27,25 +26,7 @@ from .stage_own import NamedCopies, apply_own, sample_own
 from .stage_program import ProgramStage
 from .steps import Threads, run_steps
 
-CROP_STAGES = tuple(
-    getattr(_crop, n)
-    for n in (
-        "RandomResizedCrop",
-        "CenterCrop",
-        "MultiRandomResizedCrop",
-        "MultiCropRandomResizedCrop",
-        "ResizedCrop",
-        "RandomResizeShortCropLong",
-        "Resize",
-        "FiveCrop",
-        "TenCrop",
-    )
-    if hasattr(_crop, n)
-)  # TEMP
-
-
-def named_crops(stage):  # TEMP
-    return {name: crop for name, crop in stage.crops.items() if not isinstance(crop, Mapping)}
+CROP_STAGES = (Crop, MultiRandomResizedCrop, MultiCropRandomResizedCrop, FiveCrop, TenCrop)
 
 
 class Pipeline:
@@ -63,8 +44,10 @@ class Pipeline:
         if isinstance(stages, CROP_STAGES):
             stages = [stages]
         if not isinstance(stages, Sequence) or not stages or not isinstance(stages[0], CROP_STAGES):
-            names = ", ".join(kind.__name__ for kind in CROP_STAGES)
-            raise TypeError(f"pipelines[{field!r}] must begin with a crop stage ({names}), got {stages!r}")
+            raise TypeError(
+                f"pipelines[{field!r}] must begin with a crop stage (RandomResizedCrop, CenterCrop, "
+                f"MultiRandomResizedCrop, ...), got {stages!r}"
+            )
         self.stage: CropStage = stages[0]
         self.field = field
         self._crops, self._in_list = _crops_of(self.stage)
@@ -115,12 +98,13 @@ class Pipeline:
         boxes: Mapping[str, np.ndarray] | None = None,
     ) -> Plan:
         """The plan for images of these sizes, int32 [B, 2]. boxes: int32 [B, 4] for each crop of box_fields."""
-        return draw_plan(self.programs, self.copies, sizes, sample_ids, epoch, boxes or {})
+        order = self.stage.order if isinstance(self.stage, MultiRandomResizedCrop) else tuple(self._crops)
+        return draw_plan(self.programs, order, self.copies, sizes, sample_ids, epoch, boxes or {})
 
     def plan(self, images: Any, *, sample_ids: Any = None, epoch: int = 0, boxes: Any = None) -> Plan:
         """What a call with the same arguments would do with these images."""
         batch = images if isinstance(images, RaggedBatch) else RaggedBatch.from_images(images)
-        given = {} if boxes is None else dict.fromkeys(self._crops, boxes)
+        given: dict[str, Any] = {} if boxes is None else dict.fromkeys(self._crops, boxes)
         return self.draw(batch.sizes, _sample_ids(sample_ids, len(batch)), epoch, given)
 
     def explain(self) -> str:
@@ -309,12 +293,10 @@ def _flips(label: str, chain: Chain, bits: np.ndarray | None, device: torch.devi
 def _crops_of(stage: CropStage) -> tuple[dict[str, Crop], bool]:
     # The crops by name (a list's by number, a single one's name is empty), and whether they form a list.
     if isinstance(stage, MultiRandomResizedCrop):
-        return named_crops(stage), False
-    if hasattr(stage, "num_crops"):
-        return {str(index): stage.crop for index in range(stage.num_crops)}, True  # pyright: ignore
-    if hasattr(stage, "crops"):
-        return {str(index): crop for index, crop in enumerate(stage.crops)}, True  # pyright: ignore
-    return {"": stage}, False  # pyright: ignore[reportReturnType]
+        return {name: crop for name, crop in stage.crops.items() if isinstance(crop, Crop)}, False
+    if isinstance(stage, Crop):
+        return {"": stage}, False
+    return {str(index): crop for index, crop in enumerate(stage.crops)}, True
 
 
 def apply_crops(stage: CropStage, images: Any, sample_ids: Any, epoch: int, boxes: Any = None) -> Any:

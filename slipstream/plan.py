@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .chain import Chain
-from .crop import INTERPOLATIONS, Geometry, Crop, sample_geometry, seen_boxes
+from .crop import Crop, sample_geometry, seen_boxes
 from .draws import Draws
 from .words import describe_job, describe_op
 
@@ -92,7 +93,8 @@ class Plan:
             "steps": outline,
         }
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, outline=np.frombuffer(json.dumps(head).encode(), np.uint8), **arrays)
+        arrays["outline"] = np.frombuffer(json.dumps(head).encode(), np.uint8)
+        np.savez_compressed(buffer, **arrays)  # pyright: ignore[reportArgumentType]  (no name is an option's)
         if isinstance(file, (str, Path)):
             Path(file).write_bytes(buffer.getvalue())
         else:
@@ -117,9 +119,7 @@ class Plan:
                     flips={name: arrays[f"flips.{index}"] for index, name in enumerate(head["flips"])},
                     steps=steps,
                 )
-        except (KeyError, TypeError, EOFError, OSError, ValueError) as error:
-            if isinstance(error, OSError):
-                raise
+        except (KeyError, TypeError, EOFError, ValueError, zipfile.BadZipFile) as error:
             raise ValueError(f"{file} is no plan that Plan.save wrote: {error}") from None
 
 
@@ -133,6 +133,7 @@ def _join(kinds: list[str | None] | None, parts: Any) -> Any:
 
 def draw_plan(
     crops: Sequence[CropProgram],
+    order: Sequence[str],
     copies: Mapping[str, Chain],
     sizes: np.ndarray,
     sample_ids: np.ndarray,
@@ -141,36 +142,21 @@ def draw_plan(
 ) -> Plan:
     """Draw the plan for images of these sizes, int32 [B, 2] (h, w): a pure function of its arguments, row by row.
 
-    crops: parents before those cut from within them. copies: the chains of a single crop's copies. boxes: the user's,
-    int32 [B, 4], for crops that are cut at given ones.
+    order: the crops' names, parents before those cut from within them. copies: the chains of a single crop's copies.
+    boxes: the user's, whole numbers [B, 4], for crops that are cut at given ones.
     """
     count = len(sizes)
     jobs = np.zeros((count, len(crops), 10), np.int32)
     seen = np.zeros((count, len(crops), 4), np.int32)
     flips, steps, cut = {}, {}, {}
-    for index in _parents_first(crops):
+    places = {each.name: index for index, each in enumerate(crops)}
+    for index in (places[name] for name in order):
         crop, name, chain = crops[index].crop, crops[index].name, crops[index].chain
         key = crops[index].box_key
         draws = None if key is None else Draws(key, sample_ids, epoch)
         parent = getattr(crop, "subset_of", None)
         within = None if parent is None else cut[parent]
-        if hasattr(Geometry, "filter"):
-            geometry = sample_geometry(crop, sizes, draws, within=within, boxes=boxes.get(name))
-        else:  # TEMP
-            geometry = sample_geometry(crop, sizes, draws)
-
-            class G:
-                pass
-
-            g = G()
-            g.box, g.full, g.origin, g.filter, g.flip = (
-                geometry.box,
-                geometry.full,
-                geometry.origin,
-                INTERPOLATIONS.index(crop.interpolation),
-                0,
-            )
-            geometry = g
+        geometry = sample_geometry(crop, sizes, draws, within=within, boxes=boxes.get(name))
         cut[name] = geometry.box
         job = jobs[:, index]
         job[:, 0:4], job[:, 4:6], job[:, 6:8] = geometry.box, geometry.full, geometry.origin
@@ -189,18 +175,3 @@ def draw_plan(
         steps[name] = chain.sample_steps(sample_ids, epoch, crops[0].crop.size)
     names = tuple(each.name for each in crops)
     return Plan(sample_ids=sample_ids, epoch=epoch, crops=names, jobs=jobs, boxes=seen, flips=flips, steps=steps)
-
-
-def _parents_first(crops: Sequence[CropProgram]) -> list[int]:
-    places = {each.name: index for index, each in enumerate(crops)}
-    order: dict[int, None] = {}
-
-    def add(index: int) -> None:
-        parent = getattr(crops[index].crop, "subset_of", None)
-        if parent is not None:
-            add(places[parent])
-        order.setdefault(index)
-
-    for index in range(len(crops)):
-        add(index)
-    return list(order)

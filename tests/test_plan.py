@@ -90,7 +90,8 @@ def test_it_is_saved_to_an_open_file_and_holds_nothing_pickled(images: list[torc
 def test_what_is_no_plan_is_refused(images: list[torch.Tensor], tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
     (tmp_path / "text.npz").write_text("no archive")
-    for name in ("other.npz", "text.npz"):
+    (tmp_path / "torn.npz").write_bytes((tmp_path / "other.npz").read_bytes()[:100])
+    for name in ("other.npz", "text.npz", "torn.npz"):
         with pytest.raises(ValueError, match=f"{name} is no plan that Plan.save wrote"):
             Plan.load(tmp_path / name)
     with pytest.raises(FileNotFoundError):
