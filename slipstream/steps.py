@@ -51,7 +51,7 @@ def run_steps(
             if isinstance(section, Section)
         ]
         taken = [images[index] if images[index].dtype in IN_DTYPES else images[index].float() for index in together]
-        programs: list[np.ndarray] = [drawn[index][number] for index in together]
+        programs: list[Any] = [drawn[index][number] for index in together]
         for index, image in zip(together, run_programs(taken, programs, formats, backend, threads), strict=True):
             images[index] = image
     return images
