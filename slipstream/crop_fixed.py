@@ -265,10 +265,8 @@ def _boxes_inside(given: Any, sizes: np.ndarray) -> np.ndarray:
     if boxes.shape not in ((4,), (len(sizes), 4)):
         raise ValueError(f"boxes must be [{len(sizes)}, 4] (top, left, height, width), got shape {list(boxes.shape)}")
     boxes = np.broadcast_to(boxes.astype(np.int64), (len(sizes), 4))
-    # a side beyond the image is refused before it is added, so that no sum overflows
-    outside = (
-        (boxes < (0, 0, 1, 1)).any(1) | (boxes[:, 2:] > sizes).any(1) | (boxes[:, :2] > sizes - boxes[:, 2:]).any(1)
-    )
+    # a difference, for the sum of two large numbers could overflow
+    outside = (boxes < (0, 0, 1, 1)).any(1) | (boxes[:, :2] > sizes - boxes[:, 2:]).any(1)
     if outside.any():
         index = int(outside.argmax())
         box, size = tuple(boxes[index].tolist()), tuple(sizes[index].tolist())

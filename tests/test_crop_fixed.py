@@ -150,7 +150,7 @@ def test_a_given_box_is_cut_and_resized(images: list[np.ndarray]) -> None:
 
 @pytest.mark.parametrize(
     "box",
-    [(-1, 0, 5, 5), (0, -1, 5, 5), (0, 0, 0, 5), (0, 0, 5, 0), (36, 0, 5, 5), (0, 49, 5, 5), (0, 0, 2**62, 2**62)],
+    [(-1, 0, 5, 5), (0, -1, 5, 5), (0, 0, 0, 5), (0, 0, 5, 0), (36, 0, 5, 5), (0, 49, 5, 5), (2**62, 0, 2**62, 5)],
 )
 def test_a_box_outside_its_image_is_named(images: list[np.ndarray], box: tuple[int, ...]) -> None:
     boxes = np.array([(0, 0, 40, 53), (35, 48, 5, 5), box])
