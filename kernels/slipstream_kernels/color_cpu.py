@@ -48,7 +48,7 @@ def _clamp(x):
     return min(max(x, ZERO), ONE)
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=True, error_model="numpy")
 def _turn_hue(red, green, blue, count, shift):
     # With h in sixths of a turn, a channel is max - (max - min) * clamp(min(k, 4 - k)), k = (n + h) mod 6 and n = 5, 3
     # and 1: what HSV and its six cases come to, with one division and no table.
@@ -73,7 +73,7 @@ def _turn_hue(red, green, blue, count, shift):
         blue[x] = high - span * _clamp(min(k, FOUR - k))
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=True, error_model="numpy")
 def _each_value(code, values, count, a, b):
     # An operation that treats the three channels alike and apart.
     if code == BRIGHTNESS:

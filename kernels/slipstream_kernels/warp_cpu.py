@@ -16,7 +16,7 @@ from .ops import NEAREST
 from .resized_crop_cpu import _pointer
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=True, error_model="numpy")  # a division by zero raises nothing
 def _places(op, y, columns, rows):
     # Where the pixels of row y come from: float32 [width] each.
     py = F(y) + HALF
