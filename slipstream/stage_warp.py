@@ -233,7 +233,7 @@ def inverse_perspective(size: tuple[int, int], corners: np.ndarray) -> tuple[np.
     maps[exists, 0:3] = inverse[exists, 0] * across / divisor
     maps[exists, 3:6] = inverse[exists, 1] * down / divisor
     maps[exists, 6:8] = last[exists, :2] / divisor
-    return maps, exists
+    return maps + 0.0, exists
 
 
 def warp_rows(maps: np.ndarray, interpolation: str, fill: Fill) -> np.ndarray:

@@ -122,9 +122,23 @@ def test_corners_that_no_perspective_reaches_leave_the_sample_alone() -> None:
         assert np.isfinite(program).all()
         if min(size) == 1:
             assert (program == 0).all()
-    line = np.array([[[0, 0], [1, 1], [2, 2], [0, 2]], [[0, 0], [2, 0], [2, 2], [0, 2]]])
-    maps, exists = inverse_perspective((3, 3), line)
-    assert exists.tolist() == [False, True] and np.allclose(maps, IDENTITY)
+
+
+def test_a_map_exists_where_it_brings_every_corner_and_only_there() -> None:
+    corners = np.random.default_rng(0).integers(0, 6, (20_000, 4, 2))
+    maps, exists = inverse_perspective((5, 7), corners)
+    sides = [np.delete(corners, i, 1) for i in range(4)]
+    areas = np.stack([np.linalg.det(np.dstack([side, np.ones((len(side), 3))])) for side in sides], 1)
+    proper = (np.abs(areas) > 0.5).all(1)
+    # the few more are maps whose g and h would be without bound
+    assert not (exists & ~proper).any() and (exists & proper).sum() > 0.98 * proper.sum()
+    assert (maps[~exists] == IDENTITY).all()
+    assert not np.signbit(maps[maps == 0]).any()
+    x, y = corners[exists].astype(float).transpose(2, 1, 0)
+    a, b, c, d, e, f, g, h = maps[exists].T
+    under = g * x + h * y + 1
+    assert np.allclose((a * x + b * y + c) / under, np.array([0, 6, 6, 0])[:, None])
+    assert np.allclose((d * x + e * y + f) / under, np.array([0, 0, 4, 4])[:, None])
 
 
 def run_rows(image: torch.Tensor, program: np.ndarray) -> torch.Tensor:
