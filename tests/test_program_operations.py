@@ -149,13 +149,13 @@ def random_row(rng: np.random.Generator, code: int, size: tuple[int, ...]) -> li
     if code == ops.SOLARIZE_ADD:
         return [code, rng.uniform(0, 1), rng.uniform(-0.3, 0.3)]
     if code == ops.GAUSSIAN_BLUR:
-        across, down = (2 * rng.integers(0, min(side, 6)) + 1 for side in (width, height))
+        across, down = (2 * int(rng.integers(0, min(side, 6))) + 1 for side in (width, height))
         return [code, across, down, *rng.uniform(0.1, 2, 2)]
     if code == ops.WARP:
         coefficients = rng.normal((AFFINE, PERSPECTIVE)[rng.integers(0, 2)], [0.05] * 6 + [0] * 2)
         return warp_row(tuple(coefficients), bool(rng.integers(0, 2)), FILL if rng.integers(0, 2) else None)
     if code == ops.ERASE:
-        return [code, *rng.integers(-3, size), *rng.integers(0, size), *rng.uniform(0, 1, 3)]
+        return [code, *map(float, [*rng.integers(-3, size), *rng.integers(0, size), *rng.uniform(0, 1, 3)])]
     return [code]
 
 
@@ -185,7 +185,7 @@ def random_program(rng: np.random.Generator, image: torch.Tensor, length: int) -
 def test_random_programs_are_the_references(run: Run) -> None:
     """Every image its own operations in its own order, over crops of unlike sizes, counts and lengths."""
     seen = np.zeros(ops.NUM_OPS, int)
-    for seed in range(1 if run is in_interpreter else 40):
+    for seed in range(1 if run is in_interpreter else 20):
         rng = np.random.default_rng(seed)
         images = [noise(seed, 6, 3, 19, 33), noise(seed + 1, 6, 3, 8, 8), noise(seed + 2, 3, 3, 1, 40)]
         programs = [
@@ -200,7 +200,7 @@ def test_random_programs_are_the_references(run: Run) -> None:
             difference = (output - wanted).abs().amax((1, 2, 3)).numpy() * scale
             assert difference.max() <= TOLERANCES["program"], f"seed {seed}"
             seen += np.bincount(program[..., 0].astype(int).ravel(), minlength=ops.NUM_OPS)
-    assert run is in_interpreter or seen.min() > 15, seen
+    assert run is in_interpreter or seen.min() > 8, seen
 
 
 def test_a_large_image_has_torchvisions_contrast() -> None:

@@ -47,7 +47,7 @@ def test_bytes_are_the_float_results_rounded(run: Run) -> None:
 def test_exact_halves_round_to_even_and_what_lies_outside_is_clamped(run: Run) -> None:
     """(x - mean) / std with std 2 halves bytes exactly; with std 1/4 they pass 0 and 255."""
     image = torch.arange(256, dtype=torch.uint8).repeat(3).reshape(1, 3, 16, 16)
-    halves, wide = [ops.NORMALIZE, 0, 0, 0, 2, 2, 2], [ops.NORMALIZE, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25]
+    halves, wide = [ops.NORMALIZE, *[0.0] * 3, *[2.0] * 3], [ops.NORMALIZE, *[0.5] * 3, *[0.25] * 3]
     outputs = run([image] * 2, [program_of([halves]), program_of([wide])], [ProgramFormat()] * 2)
     x = image * torch.tensor(1 / 255)
     halved, widened = x / 2 * 255, (x - 0.5) / 0.25 * 255

@@ -197,8 +197,10 @@ def start_reading(count):
     of the bands; histograms, int64 [3, 256].
     """
     extremes = np.empty((2, 3, count), np.float32)
-    extremes[0] = np.inf
-    extremes[1] = -np.inf
+    for channel in range(3):
+        for x in range(count):
+            extremes[0, channel, x] = np.inf
+            extremes[1, channel, x] = -np.inf
     return np.zeros(1, np.float64), extremes, np.zeros((3, 256), np.int64)
 
 
@@ -229,7 +231,10 @@ def finish_reading(code, pixels, gathered, reading, tables, number):
         reading[0, 0] = total[0] / pixels
     elif code == AUTOCONTRAST:
         for channel in range(3):
-            least, greatest = extremes[0, channel].min(), extremes[1, channel].max()
+            least, greatest = extremes[0, channel, 0], extremes[1, channel, 0]
+            for x in range(1, extremes.shape[2]):
+                least = min(least, extremes[0, channel, x])
+                greatest = max(greatest, extremes[1, channel, x])
             reading[channel, 0] = least if greatest > least else ZERO
             reading[channel, 1] = greatest - least if greatest > least else ONE
     else:

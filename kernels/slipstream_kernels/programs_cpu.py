@@ -129,23 +129,27 @@ def _image(image, target, size, program, scratch):
     tables = np.empty((equalizing, 3, 256), np.float32)
     nowhere = np.zeros(PLACE, np.int64)
     source, begin, turn = image, 0, 0
-    for end in range(len(program)):
-        code, first = int(program[end, 0]), int(program[begin, 0])
-        if code == BOX_BLUR:
-            edge = box_edge(program[end, 1])
-            pitch = width + 2 * edge
-            kept = _planes(scratch[2] + edge, IN_BYTES, height, pitch)
-            _sweep(source, kept, size, program, (begin, end), readings, tables)
-            box_blur(program[end, 1], kept[0], kept[0] + 3 * height * pitch, height, width)
-            source, begin = kept, end + 1
-        elif _looks_around(code) or (_reads(code) and begin < end and _looks_around(first)):
+    for end in range(len(program) + 1):
+        code = int(program[end, 0]) if end < len(program) else NOTHING
+        looked = begin < end and _looks_around(int(program[begin, 0]))
+        edge = box_edge(program[end, 1]) if code == BOX_BLUR else 0
+        if end == len(program):
+            kept = target
+        elif code == BOX_BLUR:
+            kept = _planes(scratch[2] + edge, IN_BYTES, height, width + 2 * edge)
+        elif _looks_around(code) or (_reads(code) and looked):
             # what a reading finds at some cost is kept for the sweep after it
             kept = _planes(scratch[turn], IN_FLOATS, height, _pitch(width))
-            _sweep(source, kept, size, program, (begin, end), readings, tables)
-            source, begin, turn = kept, end, 1 - turn
+            turn = 1 - turn
         elif _reads(code):
-            _sweep(source, nowhere, size, program, (begin, end), readings, tables)
-    _sweep(source, target, size, program, (begin, len(program)), readings, tables)
+            kept = nowhere
+        else:
+            continue
+        _sweep(source, kept, size, program, (begin, end), readings, tables)
+        if code == BOX_BLUR:
+            box_blur(program[end, 1], kept[0], kept[0] + 3 * height * (width + 2 * edge), height, width)
+        if kept[0]:
+            source, begin = kept, end + int(code == BOX_BLUR)
 
 
 @numba.njit(nogil=True, cache=True)
