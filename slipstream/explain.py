@@ -76,8 +76,8 @@ def explain(pipeline: Pipeline) -> str:
         grouped: dict[tuple[str, ...], list[str]] = {}
         for name, stages in each.stages.items():
             grouped.setdefault(stages, []).append(name or "crop")
-        parts = [f"{', '.join(crops)}: {', '.join(stages)}" for stages, crops in grouped.items() if stages]
-        words = "; ".join(parts) or ", ".join(name or "crop" for name in each.stages)
+        parts = [f"{_names(crops)}: {', '.join(stages)}" for stages, crops in grouped.items() if stages]
+        words = "; ".join(parts) or _names([name or "crop" for name in each.stages])
         traffic = f"reads {each.read:,}, writes {each.written:,}"
         if each.kind == "weights":
             traffic = "a table"
@@ -87,6 +87,18 @@ def explain(pipeline: Pipeline) -> str:
             traffic = "what it does itself"
         lines.append(f"{number:3} {each.kind:9} {words} ({traffic})")
     return "\n".join(lines)
+
+
+def _names(names: Sequence[str]) -> str:
+    # "local_0 ... local_7" for three or more that are counted on
+    runs: list[list[str]] = []
+    for name in names:
+        stem, _, number = (runs[-1][-1] if runs else "").rpartition("_")
+        if number.isdecimal() and name == f"{stem}_{int(number) + 1}":
+            runs[-1].append(name)
+        else:
+            runs.append([name])
+    return ", ".join(f"{run[0]} ... {run[-1]}" if len(run) > 2 else ", ".join(run) for run in runs)
 
 
 def _steps(

@@ -16,7 +16,7 @@ from slipstream_kernels.crop_jobs import OutputFormat
 from slipstream_kernels.ragged import RaggedBatch
 
 from .chain import Chain, Section, compile_chain
-from .crop import Crop, CropStage, FiveCrop, MultiCropRandomResizedCrop, MultiRandomResizedCrop, TenCrop
+from .crop import Crop, CropStage, FiveCrop, MultiCropRandomResizedCrop, MultiRandomResizedCrop, ResizedCrop, TenCrop
 from .device import resolve_backend, to_device
 from .draws import Draws, fresh_sample_ids, stream_key
 from .plan import CropProgram, Plan, draw_plan
@@ -52,6 +52,12 @@ class Pipeline:
         self.field = field
         self._crops, self._in_list = _crops_of(self.stage)
         place = f"pipelines[{field!r}]"
+        parents = [getattr(crop, "subset_of", None) for crop in self._crops.values()]
+        if any(parents) and not self._named:
+            raise ValueError(
+                f"{place}[0]: subset_of={parents[0]!r} must name a crop beside this one: put both in a "
+                f"MultiRandomResizedCrop"
+            )
         chains, copies = _chains(place, self.stage, list(self._crops), stages[1:], seed)
         crop_seed = getattr(self.stage, "seed", None) if self._named or self._in_list else None
         box_seed = seed if crop_seed is None else crop_seed
@@ -105,6 +111,8 @@ class Pipeline:
         """What a call with the same arguments would do with these images."""
         batch = images if isinstance(images, RaggedBatch) else RaggedBatch.from_images(images)
         given: dict[str, Any] = {} if boxes is None else dict.fromkeys(self._crops, boxes)
+        if given and not any(isinstance(crop, ResizedCrop) for crop in self._crops.values()):
+            raise ValueError(f"boxes are for a ResizedCrop, and {type(self.stage).__name__} draws or has its own")
         return self.draw(batch.sizes, _sample_ids(sample_ids, len(batch)), epoch, given)
 
     def explain(self) -> str:

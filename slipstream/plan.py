@@ -157,17 +157,16 @@ def draw_plan(
         parent = getattr(crop, "subset_of", None)
         within = None if parent is None else cut[parent]
         geometry = sample_geometry(crop, sizes, draws, within=within, boxes=boxes.get(name))
-        cut[name] = geometry.box
+        assert isinstance(crop.size, tuple)
+        seen[:, index] = cut[name] = seen_boxes(geometry, crop.size)
         job = jobs[:, index]
         job[:, 0:4], job[:, 4:6], job[:, 6:8] = geometry.box, geometry.full, geometry.origin
         job[:, 8], job[:, 9] = geometry.filter, geometry.flip
         if chain.flips:
             flips[name] = chain.sample_flips(sample_ids, epoch)
             job[:, 9] ^= flips[name]
-        assert isinstance(crop.size, tuple)
         if chain.steps:
             steps[name] = chain.sample_steps(sample_ids, epoch, crop.size)
-        seen[:, index] = seen_boxes(geometry, crop.size)
     for name, chain in copies.items():
         assert isinstance(crops[0].crop.size, tuple)
         if chain.flips:

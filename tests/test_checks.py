@@ -234,6 +234,11 @@ BAD_PIPELINES: list[tuple[Any, type[Exception], str]] = [
     ([], TypeError, FIRST),
     (None, TypeError, FIRST),
     ("RandomResizedCrop", TypeError, FIRST),
+    (
+        [crop(subset_of="global_0")],
+        ValueError,
+        "pipelines['image'][0]: subset_of='global_0' must name a crop beside this one",
+    ),
     ([NORMALIZE, crop()], TypeError, FIRST),
     ([RandomResizedCrop], TypeError, FIRST),
     (NORMALIZE, TypeError, FIRST),

@@ -161,7 +161,7 @@ def test_subsets_of_subsets_lie_in_their_parents() -> None:
     plan = Pipeline(stage, seed=2).draw(sizes, np.arange(500), 0)
     boxes = dict(zip(plan.crops, plan.boxes.transpose(1, 0, 2), strict=True))
     assert plan.crops == tuple(FAMILY)
-    for child, parent in (("local_1", "local_0"), ("local_0", "global_0")):
+    for child, parent in (("local_1", "local_0"), ("local_0", "global_0"), ("in_the_middle", "middle")):
         assert inside(boxes[child], boxes[parent]), child
     fraction = boxes["local_0"][:, 2:].prod(1) / boxes["global_0"][:, 2:].prod(1)
     assert fraction.min() > 0.04 and fraction.max() < 0.42

@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom and shows pictures; what is committed holds no outputs."""
+"""Each notebook runs from top to bottom and shows pictures; what is committed holds no outputs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,18 @@ from PIL import Image
 
 import slipstream
 
-NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "multi_crop_named_fields.ipynb"
-PICTURES = 10
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+PICTURES = {"multi_crop_named_fields": 10, "presets": 20}
+
+
+@pytest.fixture(params=PICTURES)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 @pytest.fixture
-def notebook() -> nbformat.NotebookNode:
-    return nbformat.read(NOTEBOOK, as_version=4)
+def notebook(name: str) -> nbformat.NotebookNode:
+    return nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
 
 
 def run(notebook: nbformat.NotebookNode, folder: Path) -> list[np.ndarray]:
@@ -34,8 +39,8 @@ def run(notebook: nbformat.NotebookNode, folder: Path) -> list[np.ndarray]:
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")) for png in encoded]
 
 
-def check(pictures: list[np.ndarray]) -> None:
-    assert len(pictures) == PICTURES
+def check(name: str, pictures: list[np.ndarray]) -> None:
+    assert len(pictures) == PICTURES[name]
     for picture in pictures:
         assert min(picture.shape[:2]) > 200
         assert len(np.unique(picture @ np.array([1, 256, 65536]))) > 1000
@@ -59,19 +64,19 @@ def test_only_public_names_are_used(notebook):
 
 
 @pytest.mark.timeout(200)
-def test_it_runs_on_the_demo_photographs(notebook, tmp_path, monkeypatch):
+def test_it_runs_on_the_demo_photographs(name, notebook, tmp_path, monkeypatch):
     monkeypatch.delenv("SLIPSTREAM_DATA", raising=False)
     monkeypatch.setenv("SLIPSTREAM_DEVICE", "cpu")
-    check(run(notebook, tmp_path))
+    check(name, run(notebook, tmp_path))
     assert (tmp_path / "out/demo/photographs/index.json").exists()
 
 
 @pytest.mark.timeout(200)
-def test_it_runs_on_a_folder_of_classes(notebook, photos, tmp_path, monkeypatch):
+def test_it_runs_on_a_folder_of_classes(name, notebook, photos, tmp_path, monkeypatch):
     imagenet = next((path.parents[1] for path in photos if path.parts[-3] == "imagenet"), None)
     if imagenet is None:
         pytest.skip("../shared/photos/imagenet is not here")
     monkeypatch.setenv("SLIPSTREAM_DATA", str(imagenet))
     monkeypatch.setenv("SLIPSTREAM_DEVICE", "cpu")
-    check(run(notebook, tmp_path))
+    check(name, run(notebook, tmp_path))
     assert list(tmp_path.iterdir()) == []

@@ -148,3 +148,9 @@ def test_tables_are_made_on_the_host_whatever_torchs_default_device() -> None:
     with torch.device("meta"):
         (fmt,) = Pipeline([RandomResizedCrop(8), Normalize()]).formats(torch.device("cpu"))
     assert fmt.table is not None and fmt.table.device == torch.device("cpu")
+
+
+def test_boxes_are_only_for_a_crop_that_takes_them() -> None:
+    image = [torch.zeros(3, 20, 20, dtype=torch.uint8)]
+    with pytest.raises(ValueError, match="boxes are for a ResizedCrop, and RandomResizedCrop draws or has its own"):
+        Pipeline(RandomResizedCrop(8))(image, boxes=[[0, 0, 4, 4]])
