@@ -80,6 +80,19 @@ def test_one_stage_is_picked_by_weight(weights, shares) -> None:
     assert (first != 0).all()
 
 
+class ZeroDraws(Draws):
+    """Draws whose every word is 0, the least."""
+
+    def words(self, first, count=1):
+        return np.zeros((len(self), count, 4), np.uint32)
+
+
+def test_a_weight_of_zero_is_never_picked() -> None:
+    stage = RandomChoice([GREY, INVERT, GREY], p=(0, 1, 0))
+    assert (stage.sample_program(ZeroDraws(0, [1], 0), SIZE)[:, 0, 0] == ops.INVERT).all()
+    assert (program_of(stage)[:, 0, 0] == ops.INVERT).all()
+
+
 def test_slots_of_a_choice_say_what_may_stand_in_each_row() -> None:
     stage = RandomChoice([GREY, JITTER, RandomApply([GaussianBlur(3), ColorJitter(contrast=0.2)])])
     assert stage.slots() == ((ops.BRIGHTNESS, ops.GREY, ops.GAUSSIAN_BLUR), (ops.CONTRAST,))
