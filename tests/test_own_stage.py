@@ -101,22 +101,20 @@ def test_bad_ones_are_named(images: list[torch.Tensor]) -> None:
         def sample_params(self, draws) -> np.ndarray:
             return np.zeros(1, np.float32)
 
+    def nothing(images):
+        return None
+
+    def first(images):
+        return images[0]
+
     def crops_of(stage):
         return Pipeline([RandomResizedCrop(24), stage])(images, sample_ids=IDS)
 
     with pytest.raises(TypeError, match=r"Short.sample_params must give an array with one row for each of the 4 samp"):
         crops_of(Short())
     with pytest.raises(TypeError, match=r"nothing must give a tensor \[4, ...\], got NoneType"):
-
-        def nothing(images):
-            return None
-
         crops_of(nothing)
     with pytest.raises(ValueError, match=r"first must give a tensor \[4, ...\], got shape \[3, 24, 24\]"):
-
-        def first(images):
-            return images[0]
-
         crops_of(first)
     with pytest.raises(TypeError, match=r"pipelines\['image'\]\[1\] must be a stage"):
         crops_of(RandomShade)
