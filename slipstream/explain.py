@@ -23,7 +23,8 @@ MOST_PROGRAMS = 4096  # of one section that are looked at
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Launch:
-    """One launch of a batch. kind: weights, crops, readings, equalize, pixels, blur, or own (a stage of the user's).
+    """One launch of a batch. kind: weights, crops, then those of
+    slipstream_kernels.schedule, copy (of NamedCopies), or own (a stage of the user's).
 
     stages: crop -> the stages in it. read, written: bytes for one image, all crops together, at the most; the crop
     launch reads its boxes' pixels beside.
@@ -116,7 +117,7 @@ def _steps(
             before, dtypes[name] = dtypes[name], step.output_dtype(dtypes[name])
             passes.append((name, _passes(step, pixels * before.itemsize, pixels * dtypes[name].itemsize, pixels)))
         for index in range(max((len(each) for _, each in passes), default=0)):
-            for kind in ("readings", "equalize", "pixels", "blur"):
+            for kind in ("readings", "equalize", "pixels", "blur", "box blur"):
                 parts = {name: each[index][kind] for name, each in passes if index < len(each) and kind in each[index]}
                 if parts:
                     stages = {name: _labels(steps[name], part[0]) for name, part in parts.items()}
@@ -151,7 +152,7 @@ def _passes(section: Section, read: int, written: int, pixels: int) -> list[dict
             for kind, part in _kinds(codes[image], rows).items():
                 stages, most_read, most_written = found.get(kind, ([], 0, 0))
                 stages = sorted({*stages, *(owners[row] for row in part)})
-                writes = target if kind in ("pixels", "blur") else 0
+                writes = 0 if kind in ("readings", "equalize") else target
                 found[kind] = (stages, max(most_read, source), max(most_written, writes))
         result.append(found)
     return result
@@ -163,8 +164,8 @@ def _kinds(codes: np.ndarray, rows: Sequence[int]) -> dict[str, list[int]]:
     for place, row in enumerate(rows):
         if codes[row] in ops.STATISTICS:
             kinds["equalize" if codes[row] == ops.EQUALIZE else "readings"] = list(rows[: place + 1])
-    blurred = bool(rows) and codes[rows[0]] in ops.BLURS
-    kinds["blur" if blurred else "pixels"] = list(rows)
+    blurs = {ops.GAUSSIAN_BLUR: "blur", ops.BOX_BLUR: "box blur"}
+    kinds[blurs.get(int(codes[rows[0]]), "pixels") if rows else "pixels"] = list(rows)
     return kinds
 
 

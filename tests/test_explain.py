@@ -1,0 +1,133 @@
+"""What explain says is what is launched: kinds, order, stages and bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from slipstream_kernels.programs import count_launches
+
+from slipstream import (
+    ColorJitter,
+    GaussianBlur,
+    MultiCropPipeline,
+    MultiRandomResizedCrop,
+    NamedCopies,
+    Normalize,
+    PILGaussianBlur,
+    Pipeline,
+    RandAugment,
+    RandomAutocontrast,
+    RandomEqualize,
+    RandomErasing,
+    RandomGrayscale,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    RandomRotation,
+    RandomSolarize,
+    ToDtype,
+    presets,
+)
+from slipstream.explain import every_program, explain, launches
+
+JITTER = ColorJitter(0.4, 0.4, 0.2, 0.1, p=0.8)
+BF16 = Normalize(dtype=torch.bfloat16)
+CHAINS = {
+    "nothing": ([], []),
+    "rides": ([RandomHorizontalFlip(), Normalize()], []),
+    "pointwise": ([RandomGrayscale(0.2), RandomSolarize(128, 0.2), RandomErasing(), BF16], ["pixels"]),
+    "jitter": ([JITTER, RandomGrayscale(0.2), Normalize()], ["readings", "pixels"]),
+    "two jitters": ([JITTER, JITTER], ["readings", "pixels"] * 2),
+    "dinov2": ([RandomHorizontalFlip(), JITTER, GaussianBlur(9, p=0.5), BF16], ["readings", "pixels", "blur"]),
+    "dino": ([JITTER, PILGaussianBlur(p=0.1), RandomSolarize(128, 0.2), BF16], ["readings", "pixels", "box blur"]),
+    "blur first": ([GaussianBlur(9, p=0.5), RandomGrayscale(), BF16], ["pixels", "blur"]),
+    "always blurred": ([GaussianBlur(9), BF16], ["pixels", "blur"]),
+    "equalize": ([RandomAutocontrast(), RandomEqualize()], ["readings", "equalize", "pixels", "equalize", "pixels"]),
+    "warp": ([RandomRotation(30), RandomGrayscale()], ["pixels"]),
+    "two warps": ([RandomRotation(30), RandomRotation(30)], ["pixels", "pixels"]),
+}
+
+
+def pipeline_of(stages: list[Any]) -> Pipeline:
+    crops = {"a": dict(size=24), "b": dict(size=16)}
+    return Pipeline([MultiRandomResizedCrop(crops), MultiCropPipeline({"a": stages, "b": stages})], seed=1)
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_it_names_the_launches_of_a_large_batch(name: str) -> None:
+    stages, kinds = CHAINS[name]
+    pipeline = pipeline_of(stages)
+    found = [each.kind for each in launches(pipeline)]
+    assert found == ["weights", "crops", *kinds]
+    plan = pipeline.draw(np.full((3000, 2), 40, np.int32), np.arange(3000), 0)
+    programs = [plan.steps[crop][0] for crop in plan.steps]
+    drawn = count_launches(programs)
+    if name == "always blurred":  # what every image has, nobody waits for
+        assert drawn == ["blur"]
+    else:
+        assert drawn == kinds
+
+
+@pytest.mark.parametrize(
+    "stages", [presets.dinov2(), presets.simclr(), presets.swav(), presets.supervised_train(style="timm")]
+)
+def test_no_batch_of_a_preset_launches_more(stages: list[Any]) -> None:
+    pipeline = Pipeline(stages, seed=1)
+    most = [each.kind for each in launches(pipeline)][2:]
+    for count in (1, 7, 400):
+        plan = pipeline.draw(np.full((count, 2), 300, np.int32), np.arange(count), 0)
+        drawn = iter(most)
+        kinds = count_launches([steps[0] for steps in plan.steps.values()])
+        assert all(kind in drawn for kind in kinds), (kinds, most)  # in this order, some left out
+
+
+def test_bytes_are_those_of_the_tensors() -> None:
+    weights, crops, readings, pixels, blur = launches(pipeline_of(CHAINS["dinov2"][0]))
+    values = 3 * (24 * 24 + 16 * 16)
+    assert (weights.read, weights.written) == (0, 0)
+    assert crops.written == values
+    assert (readings.read, readings.written) == (values, 0)
+    assert (pixels.read, pixels.written) == (values, 4 * values)  # float32 for what is blurred after it
+    assert (blur.read, blur.written) == (4 * values, 2 * values)
+    (_, rides) = launches(pipeline_of([Normalize()]))
+    assert rides.written == 4 * values
+    (_, _, only) = launches(pipeline_of([RandomGrayscale(), BF16]))
+    assert (only.read, only.written) == (values, 2 * values)
+
+
+def test_it_says_which_stages_are_where() -> None:
+    _, crops, readings, pixels, blur = launches(pipeline_of(CHAINS["dinov2"][0]))
+    assert crops.stages["a"] == ("RandomResizedCrop", "RandomHorizontalFlip")
+    assert readings.stages["b"] == ("ColorJitter",)
+    assert pixels.stages["a"] == ("ColorJitter", "Normalize")
+    assert blur.stages["a"] == ("GaussianBlur", "Normalize")
+
+
+def test_own_stages_and_copies() -> None:
+    def darker(images: torch.Tensor) -> torch.Tensor:
+        return images // 2
+
+    stages = [
+        RandomResizedCrop(16),
+        NamedCopies(["a", "b"]),
+        MultiCropPipeline({"a": [RandomGrayscale(), darker, ToDtype(torch.float32, scale=True)]}),
+    ]
+    kinds = [each.kind for each in launches(Pipeline(stages))]
+    assert kinds == ["weights", "crops", "copy", "pixels", "own", "pixels"]
+    text = explain(Pipeline(stages))
+    assert text.splitlines()[0].startswith("image: 1 crop, at most 5 launches")
+    assert "a: darker (what it does itself)" in text
+
+
+def test_names_that_count_on_are_one_run() -> None:
+    line = explain(Pipeline(presets.dinov2())).splitlines()[1]
+    assert "global_0, global_1, local_0 ... local_7" in line
+
+
+def test_every_program_has_each_operation_and_none() -> None:
+    (section,) = pipeline_of([RandAugment(2)]).programs[0].chain.steps
+    program, owners = every_program(section)
+    assert owners == [0, 0]
+    assert len(np.unique(program[:, 0, 0])) > 8 and (program[..., 0] == 0).any()
