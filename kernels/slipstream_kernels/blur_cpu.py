@@ -129,7 +129,7 @@ def sharpen_band(factor, whole, pitch, size, top, rows, band):
             row = plane + 4 * y * pitch
             values = numba.carray(_pointer(row), (width,), np.float32)
             out = band[channel, (y - top) * width : (y - top + 1) * width]
-            if 0 < y < height - 1 and width > 2:
+            if 0 < y < height - 1:
                 _sharpen_row(row - 4 * pitch, row, row + 4 * pitch, factor, width, out.ctypes.data)
                 out[0] = values[0]
                 out[width - 1] = values[width - 1]
