@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from . import checks
-from .beta import symmetric_beta
 from .device import to_device
+from .distributions import symmetric_beta
 from .draws import Draws, fresh_sample_ids, stream_key
 
 Params = dict[str, np.ndarray]

@@ -23,6 +23,7 @@ from .crop_geometry import (
     resized_sizes,
     whole_images,
 )
+from .distributions import below, between, log_between
 from .draws import Draws
 
 TRIES = 10
@@ -124,7 +125,7 @@ class RandomResizeShortCropLong(Crop):
         assert isinstance(self.size, tuple)
         full = resized_sizes(sizes, self.size[0])
         check_full_sizes(f"RandomResizeShortCropLong({self.size[0]})", self.size, sizes, full)
-        origin = _below(draws.words(0)[:, 0, :1], full - self.size + 1)
+        origin = below(draws.words(0)[:, 0, :1], full - self.size + 1)
         return geometry_of(box=whole_images(sizes), full=full, origin=origin, kind=filter_of(self))
 
 
@@ -199,8 +200,8 @@ def sample_boxes(spec: RandomResizedCrop, sizes: np.ndarray, draws: Draws) -> np
     """
     words = draws.words(0, TRIES)
     height, width = sizes.astype(np.int64).T
-    area = (height * width)[:, None] * _between(words[..., 0], *spec.scale)
-    aspect = _exp(_between(words[..., 1], *map(_log, spec.ratio)))
+    area = (height * width)[:, None] * between(words[..., 0] * 2.0**-32, spec.scale)
+    aspect = log_between(words[..., 1] * 2.0**-32, spec.ratio)
     w = np.rint(np.sqrt(area * aspect)).astype(np.int64)
     h = np.rint(np.sqrt(area / aspect)).astype(np.int64)
     fits = (w > 0) & (w <= width[:, None]) & (h > 0) & (h <= height[:, None])
@@ -211,32 +212,6 @@ def sample_boxes(spec: RandomResizedCrop, sizes: np.ndarray, draws: Draws) -> np
     narrow, flat = width / height < low, width / height > high
     w = np.where(found, w[chosen], np.where(flat, np.maximum(np.rint(height * high), 1), width).astype(np.int64))
     h = np.where(found, h[chosen], np.where(narrow, np.maximum(np.rint(width / low), 1), height).astype(np.int64))
-    top = np.where(found, _below(words[..., 2][chosen], height - h + 1), (height - h) // 2)
-    left = np.where(found, _below(words[..., 3][chosen], width - w + 1), (width - w) // 2)
+    top = np.where(found, below(words[..., 2][chosen], height - h + 1), (height - h) // 2)
+    left = np.where(found, below(words[..., 3][chosen], width - w + 1), (width - w) // 2)
     return np.stack([top, left, h, w], axis=1).astype(np.int32)
-
-
-def _between(words: np.ndarray, low: float, high: float) -> np.ndarray:
-    return low + words * 2.0**-32 * (high - low)
-
-
-def _below(words: np.ndarray, end: np.ndarray) -> np.ndarray:
-    return (words.astype(np.uint64) * end.astype(np.uint64) >> np.uint64(32)).astype(np.int64)
-
-
-def _log(x: float) -> float:
-    return round(math.log(x) * 2.0**40) * 2.0**-40  # a machine's library may differ in the last bit: rounded away
-
-
-_LOG2_HIGH, _LOG2_LOW = float.fromhex("0x1.62e42feep-1"), float.fromhex("0x1.a39ef35793c76p-33")
-
-
-def _exp(x: np.ndarray) -> np.ndarray:
-    # By the four operations alone, which round the same everywhere; a library's exp need not. With x = k log 2 + r the
-    # series of exp(r) ends below a last bit after 14 terms; log 2 is split so that k times its first part is exact.
-    k = np.rint(x / (_LOG2_HIGH + _LOG2_LOW))
-    r = (x - k * _LOG2_HIGH) - k * _LOG2_LOW
-    total = np.ones_like(r)
-    for n in range(14, 0, -1):
-        total = 1.0 + r / n * total
-    return np.ldexp(total, k.astype(np.int64))

@@ -69,12 +69,6 @@ class Draws:
         return Draws(stream_key(self.key, name), self.sample_ids, self.epoch)
 
 
-def standard_normal(words: np.ndarray) -> np.ndarray:
-    """Standard normal numbers, float64 [...], from pairs of words, uint32 [..., 2] (Box and Muller's cosine)."""
-    u1, u2 = (words[..., 0] + 0.5) * 2.0**-32, words[..., 1] * 2.0**-32
-    return np.sqrt(-2.0 * np.log(u1)) * np.cos(2.0 * np.pi * u2)
-
-
 def fresh_sample_ids(count: int) -> np.ndarray:
     """Random sample ids, uint64 [count], from torch's default CPU generator, so that torch.manual_seed decides them."""
     return torch.empty(count, dtype=torch.int64, device="cpu").random_().numpy().astype(np.uint64)

@@ -14,7 +14,8 @@ import torch
 from slipstream_kernels import ops
 
 from . import checks
-from .draws import Draws, standard_normal
+from .distributions import standard_normal
+from .draws import Draws
 from .stage_program import ProgramStage, rows, where
 from .stage_warp import INTERPOLATIONS, Fill, check_fill, inverse_affine, warp_rows
 

@@ -10,6 +10,7 @@ import numpy as np
 from slipstream_kernels import ops
 
 from . import checks
+from .distributions import between
 from .draws import Draws
 from .stage_program import ProgramStage, applied, rows, where
 
@@ -56,7 +57,7 @@ class GaussianBlur(ProgramStage):
                 f"kernel_size {across} x {down} reaches beyond the reflection of a crop of {size[1]} x {size[0]} "
                 f"(width x height): half of it must be smaller than the side"
             )
-        sigma = _between(draws, self.sigma)
+        sigma = between(draws.uniform(0)[:, 0, 1], self.sigma)
         return where(applied(draws, self.p), rows(len(draws), ops.GAUSSIAN_BLUR, across, down, sigma, sigma))
 
 
@@ -86,7 +87,7 @@ class PILGaussianBlur(ProgramStage):
 
     def sample_program(self, draws: Draws, size: tuple[int, int]) -> np.ndarray:
         """Block 0: applied (word 0), radius (word 1)."""
-        radius = _between(draws, self.radius)
+        radius = between(draws.uniform(0)[:, 0, 1], self.radius)
         chosen = applied(draws, self.p) & (radius.astype(np.float32) > 0)
         return where(chosen, rows(len(draws), ops.BOX_BLUR, box_radius(radius)))
 
@@ -133,11 +134,6 @@ def box_radius(radius: np.ndarray) -> np.ndarray:
     one, six = np.float32(1), np.float32(6)
     part = (2 * whole + one) * (whole * (whole + one) - 3 * variance)
     return whole + part / (six * (variance - (whole + one) * (whole + one)))
-
-
-def _between(draws: Draws, limits: Any) -> np.ndarray:
-    low, high = limits  # settled
-    return low + draws.uniform(0)[:, 0, 1] * (high - low)
 
 
 def _range(field: str, value: Any) -> tuple[float, float]:

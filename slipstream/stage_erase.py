@@ -10,7 +10,8 @@ import numpy as np
 from slipstream_kernels import ops
 
 from . import checks
-from .draws import Draws, standard_normal
+from .distributions import between, log_between, standard_normal
+from .draws import Draws
 from .stage_program import ProgramStage, applied, rows, where
 
 TRIES = 10
@@ -70,19 +71,14 @@ class RandomErasing(ProgramStage):
     def _boxes(self, draws: Draws, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         # the first box that fits, int64 [B, 4] (top, left, height, width), and whether one does, bool [B]
         u = draws.uniform(1, TRIES)
-        area = size[0] * size[1] * _between(u[:, :, 0], self.scale)
-        ratio = np.exp(_between(u[:, :, 1], np.log(self.ratio)))
+        area = size[0] * size[1] * between(u[:, :, 0], self.scale)
+        ratio = log_between(u[:, :, 1], self.ratio)
         height, width = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
         fits = (height < size[0]) & (width < size[1])
         top, left = np.floor(u[:, :, 2] * (size[0] - height + 1)), np.floor(u[:, :, 3] * (size[1] - width + 1))
         tries = np.stack([top, left, height, width], axis=2).astype(np.int64)
         first = np.arange(len(u)), fits.argmax(1)
         return tries[first], fits[first]
-
-
-def _between(u: np.ndarray, limits: Any) -> np.ndarray:
-    low, high = limits
-    return low + u * (high - low)
 
 
 def _value(value: Any) -> tuple[float, float, float] | str:

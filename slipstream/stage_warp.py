@@ -15,6 +15,7 @@ import numpy as np
 from slipstream_kernels import ops
 
 from . import checks
+from .distributions import between
 from .draws import Draws
 from .stage_program import ProgramStage, applied, rows, where
 
@@ -58,7 +59,7 @@ class RandomRotation(ProgramStage):
 
     def sample_program(self, draws: Draws, size: tuple[int, int]) -> np.ndarray:
         """Block 0: applied (word 0), angle (word 1)."""
-        angle = _between(draws.uniform(0)[:, 0, 1], self.degrees)
+        angle = between(draws.uniform(0)[:, 0, 1], self.degrees)
         maps = inverse_affine(size, angle=-angle, center=self.center)
         return where(applied(draws, self.p), warp_rows(maps, self.interpolation, self.fill))
 
@@ -113,13 +114,13 @@ class RandomAffine(ProgramStage):
         shear: Any = self.shear or (0.0, 0.0)  # settled
         maps = inverse_affine(
             size,
-            angle=_between(u[:, 0, 0], self.degrees),
+            angle=between(u[:, 0, 0], self.degrees),
             translate=(
-                np.rint(_between(u[:, 0, 1], (-most_x, most_x))),
-                np.rint(_between(u[:, 0, 2], (-most_y, most_y))),
+                np.rint(between(u[:, 0, 1], (-most_x, most_x))),
+                np.rint(between(u[:, 0, 2], (-most_y, most_y))),
             ),
-            scale=_between(u[:, 0, 3], self.scale or (1.0, 1.0)),
-            shear=(_between(u[:, 1, 0], shear[:2]), _between(u[:, 1, 1], shear[2:] or (0.0, 0.0))),
+            scale=between(u[:, 0, 3], self.scale or (1.0, 1.0)),
+            shear=(between(u[:, 1, 0], shear[:2]), between(u[:, 1, 1], shear[2:] or (0.0, 0.0))),
             center=self.center,
         )
         return where(applied(draws, self.p), warp_rows(maps, self.interpolation, self.fill))
@@ -268,11 +269,6 @@ def check_fill(field: str, value: Any) -> tuple[float, float, float] | None:
     if not all(0.0 <= each <= 1.0 for each in (red, green, blue)):
         raise ValueError(f"{field} must be in [0, 1] (128 of uint8 is 128 / 255), got {value!r}")
     return red, green, blue
-
-
-def _between(u: np.ndarray, limits: Any) -> np.ndarray:
-    low, high = limits
-    return low + u * (high - low)
 
 
 def _pair(field: str, value: Any) -> tuple[float, float] | None:

@@ -23,7 +23,7 @@ from slipstream.batch_stage import (
     check_labels,
     describe_batch_params,
 )
-from slipstream.beta import symmetric_beta
+from slipstream.distributions import symmetric_beta
 from slipstream.draws import Draws, stream_key
 
 CLASSES = 10
