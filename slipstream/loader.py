@@ -233,6 +233,14 @@ def _compile(
             raise ValueError(f"pipelines names {name!r}, the dataset's image fields are {list(images)}")
     scopes = {name: name if len(images) > 1 else "" for name in pipelines}
     compiled = {name: Pipeline(stages, seed=seed, field=name, scope=scopes[name]) for name, stages in pipelines.items()}
+    for name, pipeline in compiled.items():
+        for crop, of in pipeline.box_fields.items():
+            if of not in fields or of in images:
+                others = [field for field in fields if field not in images]
+                which = f", crop {crop!r}" if crop else ""
+                raise ValueError(
+                    f"pipelines[{name!r}]{which}: boxes must be a field that is read, one of {others}, got {of!r}"
+                )
     taken = {name: "a field" for name in fields if name not in pipelines} | {
         "_indices": "the sample ids",
         "_plan": "the plan",

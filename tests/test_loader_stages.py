@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from PIL import Image
 
 from slipstream import (
     CutMix,
+    DecodeError,
     MixUp,
     MultiCropPipeline,
     MultiRandomResizedCrop,
@@ -16,6 +19,8 @@ from slipstream import (
     Normalize,
     RandomGrayscale,
     RandomResizedCrop,
+    Resize,
+    ResizedCrop,
     SlipstreamDataset,
     SlipstreamLoader,
 )
@@ -104,6 +109,63 @@ def test_it_explains_each_field(dataset: SlipstreamDataset) -> None:
         assert "no pipelines" in loader.explain()
 
 
+class BoxedSource:
+    """Images in memory, each with a box."""
+
+    def __init__(self, boxes: list[object]) -> None:
+        rng = np.random.default_rng(1)
+        self.pictures = [rng.integers(0, 256, (40, 50, 3), dtype=np.uint8) for _ in boxes]
+        self.boxes = boxes
+        self.fields = {"image": "image", "box": "array"}
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def read(self, ids, field="image"):
+        files = []
+        for index in ids:
+            stream = io.BytesIO()
+            Image.fromarray(self.pictures[index]).save(stream, "PNG")
+            files.append(np.frombuffer(stream.getvalue(), np.uint8))
+        return files
+
+    def values(self, ids, field):
+        return [self.boxes[index] for index in ids]
+
+    def describe(self, sample_id):
+        return f"memory:{sample_id}"
+
+    def close(self) -> None:
+        pass
+
+
+def test_boxes_come_from_a_field() -> None:
+    boxes = [np.array([index, 2, 20 + index, 30]) for index in range(5)]
+    source = BoxedSource([*boxes])
+    crops = MultiRandomResizedCrop({"face": ResizedCrop(16, "box"), "all": Resize((10, 12))}, return_boxes=True)
+    with make(SlipstreamDataset(source), crops, batch_size=5) as loader:
+        batch = next(iter(loader))
+    assert torch.equal(batch["face_box"], torch.from_numpy(np.stack(boxes)).int())
+    images = [torch.from_numpy(picture).permute(2, 0, 1) for picture in source.pictures]
+    assert torch.equal(batch["face"], ResizedCrop(16)(images, boxes=np.stack(boxes)))
+
+
+@pytest.mark.parametrize(
+    ("box", "error", "message"),
+    [
+        (np.array([0, 0, 41, 10]), DecodeError, r"sample 1 \(memory:1\): .*must lie inside"),
+        ([1, 2, 3], ValueError, r"box must be a box \(top, left, height, width\) .* got \[1, 2, 3\] for sample 1"),
+        (np.array([0.5, 0, 4, 4]), ValueError, "four whole numbers"),
+    ],
+)
+def test_a_box_that_cannot_be_is_named(box, error, message: str) -> None:
+    source = BoxedSource([np.array([0, 0, 9, 9]), box])
+    with make(SlipstreamDataset(source), ResizedCrop(16, "box"), batch_size=2) as loader:
+        batches = iter(loader)
+        with pytest.raises(error, match=message):
+            next(batches)
+
+
 def test_bad_input_is_named_when_the_loader_is_made(dataset: SlipstreamDataset) -> None:
     def refused(error, message, **options) -> None:
         with pytest.raises(error, match=message):
@@ -113,6 +175,7 @@ def test_bad_input_is_named_when_the_loader_is_made(dataset: SlipstreamDataset) 
     refused(TypeError, "batch_stages must be a list", batch_stages=MixUp())
     refused(ValueError, r"batch_stages\[0\].label must be a field", batch_stages=[MixUp(label="target")])
     refused(ValueError, r"batch_stages\[0\].crops names 'b'", batch_stages=[MixUp(crops=["b"])])
+    refused(ValueError, "boxes must be a field that is read, one of", stages=ResizedCrop(8, "box"))
     refused(TypeError, "return_plan must be True or False", return_plan=1)
     copies = [MultiRandomResizedCrop({"label": dict(size=8)})]
     refused(ValueError, r"gives 'label', which is also a field", stages=copies)
