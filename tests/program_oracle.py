@@ -64,7 +64,7 @@ def warp_row(coefficients: tuple, nearest: bool, fill: tuple | None) -> list[flo
 
 
 def _erased(x: torch.Tensor) -> torch.Tensor:
-    return tv.erase(x, 3, 5, 17, 11, torch.tensor(FILL).view(3, 1, 1)) if min(x.shape[2:]) > 30 else x
+    return tv.erase(x, 3, 5, 17, 11, torch.tensor(FILL).view(3, 1, 1))
 
 
 OPERATIONS: dict[str, tuple[list[float], Callable[[torch.Tensor], torch.Tensor]]] = {
