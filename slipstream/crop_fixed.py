@@ -120,7 +120,7 @@ class FiveCrop:
 
     def __call__(self, images: Any, *, sample_ids: Any = None, epoch: int = 0) -> list[torch.Tensor] | Any:
         """The crops of these images; sample_ids and epoch change nothing."""
-        from .pipeline import apply_crops
+        from .standalone import apply_crops
 
         return apply_crops(self, images, sample_ids, epoch)
 
@@ -155,7 +155,7 @@ class TenCrop:
 
     def __call__(self, images: Any, *, sample_ids: Any = None, epoch: int = 0) -> list[torch.Tensor] | Any:
         """The crops of these images; sample_ids and epoch change nothing."""
-        from .pipeline import apply_crops
+        from .standalone import apply_crops
 
         return apply_crops(self, images, sample_ids, epoch)
 
@@ -230,7 +230,7 @@ class ResizedCrop(Crop):
     def __call__(self, images: Any, *, boxes: Any = None, sample_ids: Any = None, epoch: int = 0) -> torch.Tensor | Any:
         """The crops of these images at these boxes, whole numbers [B, 4] (top, left, height, width), a tensor, array or
         list; sample_ids and epoch change nothing."""
-        from .pipeline import apply_crops
+        from .standalone import apply_crops
 
         if boxes is not None and isinstance(self.boxes, tuple):
             raise ValueError(f"boxes must be given once, ResizedCrop has boxes={self.boxes} of its own")

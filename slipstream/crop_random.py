@@ -186,7 +186,7 @@ class MultiCropRandomResizedCrop:
 
         sample_ids: [B] whole numbers in [0, 2**64), None draws new crops. epoch: in [0, 2**32).
         """
-        from .pipeline import apply_crops
+        from .standalone import apply_crops
 
         return apply_crops(self, images, sample_ids, epoch)
 

@@ -18,12 +18,11 @@ from slipstream_kernels.ragged import RaggedBatch
 from .chain import Chain, Section, compile_chain
 from .crop import Crop, CropStage, FiveCrop, MultiCropRandomResizedCrop, MultiRandomResizedCrop, ResizedCrop, TenCrop
 from .device import resolve_backend, to_device
-from .draws import Draws, fresh_sample_ids, stream_key
+from .draws import fresh_sample_ids, stream_key
 from .plan import CropProgram, Plan, draw_plan
-from .stage import MultiCropPipeline, PointwiseStage, Stage, check_stage
-from .stage_flip import HORIZONTAL, RandomHorizontalFlip, RandomVerticalFlip, flip_bits, flip_images
-from .stage_own import NamedCopies, apply_own, sample_own
-from .stage_program import ProgramStage
+from .stage import MultiCropPipeline, Stage, check_stage
+from .stage_flip import HORIZONTAL, RandomHorizontalFlip, RandomVerticalFlip, flip_images
+from .stage_own import NamedCopies
 from .steps import Threads, run_steps
 
 CROP_STAGES = (Crop, MultiRandomResizedCrop, MultiCropRandomResizedCrop, FiveCrop, TenCrop)
@@ -50,7 +49,7 @@ class Pipeline:
             )
         self.stage: CropStage = stages[0]
         self.field = field
-        self._crops, self._in_list = _crops_of(self.stage)
+        self._crops, self._in_list = crops_of(self.stage)
         place = f"pipelines[{field!r}]"
         parents = [getattr(crop, "subset_of", None) for crop in self._crops.values()]
         if any(parents) and not self._named:
@@ -113,7 +112,7 @@ class Pipeline:
         given: dict[str, Any] = {} if boxes is None else dict.fromkeys(self._crops, boxes)
         if given and not any(isinstance(crop, ResizedCrop) for crop in self._crops.values()):
             raise ValueError(f"boxes are for a ResizedCrop, and {type(self.stage).__name__} draws or has its own")
-        return self.draw(batch.sizes, _sample_ids(sample_ids, len(batch)), epoch, given)
+        return self.draw(batch.sizes, as_sample_ids(sample_ids, len(batch)), epoch, given)
 
     def explain(self) -> str:
         """The launches of a batch, in words: which stages are in which, and the bytes that an image costs in each."""
@@ -277,7 +276,7 @@ def _chains(
 
 def _compiled(place: str, stages: Sequence[tuple[Stage, int]], scope: str, name: str, *, cut: bool = True) -> Chain:
     try:
-        return compile_chain(_with_keys(stages, scope, name), cut=cut)
+        return compile_chain(with_keys(stages, scope, name), cut=cut)
     except TypeError as error:
         which = f", crop {name!r}" if name else ""
         raise TypeError(f"{place}{which}: {error}") from None
@@ -298,8 +297,8 @@ def _flips(label: str, chain: Chain, bits: np.ndarray | None, device: torch.devi
     }
 
 
-def _crops_of(stage: CropStage) -> tuple[dict[str, Crop], bool]:
-    # The crops by name (a list's by number, a single one's name is empty), and whether they form a list.
+def crops_of(stage: CropStage) -> tuple[dict[str, Crop], bool]:
+    """Its crops by name (a list's by number, a single one's name is empty), and whether they form a list."""
     if isinstance(stage, MultiRandomResizedCrop):
         return {name: crop for name, crop in stage.crops.items() if isinstance(crop, Crop)}, False
     if isinstance(stage, Crop):
@@ -307,76 +306,8 @@ def _crops_of(stage: CropStage) -> tuple[dict[str, Crop], bool]:
     return {str(index): crop for index, crop in enumerate(stage.crops)}, True
 
 
-def apply_crops(stage: CropStage, images: Any, sample_ids: Any, epoch: int, boxes: Any = None) -> Any:
-    """A crop stage by itself on decoded images: what its `__call__` does."""
-    _, in_list = _crops_of(stage)
-    own_seed = getattr(stage, "seed", None) if isinstance(stage, MultiRandomResizedCrop) or in_list else None
-    result = Pipeline(stage, seed=own_seed or 0)(images, sample_ids=sample_ids, epoch=epoch, boxes=boxes)
-    return result["image"] if len(result) == 1 and not isinstance(stage, MultiRandomResizedCrop) else result
-
-
-def apply_stage(stage: Stage, images: torch.Tensor, sample_ids: Any, epoch: int) -> torch.Tensor:
-    """A stage that is drawn, by itself on a batch [B, C, h, w]: what its `__call__` does."""
-    _check_batch("images", images)
-    return _apply_chain([stage], images, _sample_ids(sample_ids, len(images)), epoch, seed=0, name="")
-
-
-def apply_named_stages(
-    stage: MultiCropPipeline, crops: Mapping[str, torch.Tensor], sample_ids: Any, epoch: int
-) -> dict[str, torch.Tensor]:
-    """A MultiCropPipeline by itself on named crops: what its `__call__` does."""
-    if not isinstance(crops, Mapping):
-        raise TypeError(f"crops must be a dict of name -> [B, C, h, w], got {type(crops).__name__}")
-    unknown = [name for name in stage.pipelines if name not in crops]
-    if unknown:
-        raise ValueError(f"pipelines names the crop {unknown[0]!r}, the crops given are {list(crops)}")
-    for name in stage.pipelines:
-        _check_batch(f"crops[{name!r}]", crops[name])
-    result = dict(crops)
-    counts = {name: len(crops[name]) for name in stage.pipelines}
-    if len(set(counts.values())) > 1:
-        raise ValueError(f"crops must be of the same images, got batches of {counts}")
-    if stage.pipelines:
-        ids = _sample_ids(sample_ids, max(counts.values()))
-        for name, chain in stage.pipelines.items():
-            result[name] = _apply_chain(chain, crops[name], ids, epoch, seed=stage.seed or 0, name=name)
-    return result
-
-
-def _apply_chain(
-    stages: Sequence[Stage], images: torch.Tensor, ids: np.ndarray, epoch: int, *, seed: int, name: str
-) -> torch.Tensor:
-    keyed = _with_keys([(stage, seed) for stage in stages], "", name)
-    if not any(isinstance(stage, ProgramStage) and not flip_bits(stage) for stage in stages):
-        chain = compile_chain([], cut=False)  # on any dtype and number of channels, stage by stage
-    else:
-        chain, keyed = compile_chain(keyed, cut=False), []
-        if chain.flips:
-            images = flip_images(images, to_device(chain.sample_flips(ids, epoch), images.device))
-    for stage, key in keyed:
-        if flip_bits(stage):
-            bits = compile_chain([(stage, key)], cut=False).sample_flips(ids, epoch)
-            images = flip_images(images, to_device(bits, images.device))
-        elif isinstance(stage, PointwiseStage):
-            images = stage.apply(images)
-        else:
-            images = apply_own(stage, images, sample_own(stage, Draws(key, ids, epoch)))
-    drawn = chain.sample_steps(ids, epoch, (images.shape[2], images.shape[3]))
-    count = torch.get_num_threads()
-    with ThreadPoolExecutor(count) as pool:
-        backend = resolve_backend(None, images.device)
-        return run_steps([images], [chain.steps], [drawn], backend, Threads(pool=pool, count=count))[0]
-
-
-def _check_batch(field: str, images: Any) -> None:
-    if not isinstance(images, torch.Tensor):
-        raise TypeError(f"{field} must be a tensor [B, C, h, w], got {type(images).__name__}")
-    if images.ndim != 4:
-        raise ValueError(f"{field} must be [B, C, h, w], got shape {list(images.shape)}")
-
-
-def _with_keys(stages: Sequence[tuple[Stage, int]], scope: str, name: str) -> list[tuple[Stage, int]]:
-    # Each stage with its key in place of its seed; the second of a kind in a crop has a stream of its own.
+def with_keys(stages: Sequence[tuple[Stage, int]], scope: str, name: str) -> list[tuple[Stage, int]]:
+    """A crop's stages, each with its key in place of its seed; the second of a kind has a stream of its own."""
     seen: dict[str, int] = {}
     keyed = []
     for stage, seed in stages:
@@ -393,7 +324,8 @@ def _key(spec: Any, seed: int, scope: str, name: str, occurrence: int) -> int:
     return stream_key(seed, "\x1f".join((scope, name, kind, str(occurrence))))
 
 
-def _sample_ids(sample_ids: Any, count: int) -> np.ndarray:
+def as_sample_ids(sample_ids: Any, count: int) -> np.ndarray:
+    """A call's sample ids, one for each image: those given, or new ones; ValueError for another number of them."""
     if sample_ids is None:
         return fresh_sample_ids(count)
     if isinstance(sample_ids, torch.Tensor):

@@ -147,7 +147,7 @@ class MultiCropPipeline:
         self, crops: Mapping[str, torch.Tensor], *, sample_ids: Any = None, epoch: int = 0
     ) -> dict[str, torch.Tensor]:
         """The transformed crops; with sample_ids a pure function of (seed, sample id, epoch) and the pixels."""
-        from .pipeline import apply_named_stages
+        from .standalone import apply_named_stages
 
         return apply_named_stages(self, crops, sample_ids, epoch)
 

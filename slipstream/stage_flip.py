@@ -42,7 +42,7 @@ class _RandomFlip(ProgramStage):
 
     def __call__(self, images: torch.Tensor, *, sample_ids: Any = None, epoch: int = 0) -> torch.Tensor:
         """The images, flipped where drawn; with sample_ids a pure function of (seed, sample id, epoch)."""
-        from .pipeline import apply_stage
+        from .standalone import apply_stage
 
         return apply_stage(self, images, sample_ids, epoch)
 

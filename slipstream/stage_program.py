@@ -34,7 +34,7 @@ class ProgramStage:
     def __call__(self, images: torch.Tensor, *, sample_ids: Any = None, epoch: int = 0) -> torch.Tensor:
         """Images [B, 3, h, w], uint8 or float in [0, 1], transformed; with sample_ids a pure function of (seed, sample
         id, epoch)."""
-        from .pipeline import apply_stage
+        from .standalone import apply_stage
 
         return apply_stage(self, images, sample_ids, epoch)
 
