@@ -144,27 +144,50 @@ class Decoder:
         max_pixels; the decoder goes on with the next batch. Raises ValueError for more than max_batch images, and
         RuntimeError after close() or in a forked child.
         """
-        if os.getpid() != self._pid:
-            raise RuntimeError("this Decoder belongs to the parent process: make a new one after fork")
-        if not len(encoded) == len(sample_ids) <= self._max_batch:
+        if len(encoded) != len(sample_ids):
             raise ValueError(
                 f"encoded and sample_ids must have one length of at most max_batch={self._max_batch}, "
                 f"got {len(encoded)} and {len(sample_ids)}"
             )
+        batch, reasons = self._decode_locked(encoded, None)
+        if reasons:
+            rows = ((int(sample_ids[row]), row) for row in sorted(reasons))
+            raise DecodeError([(sample_id, describe(sample_id), reasons[row]) for sample_id, row in rows])
+        assert batch is not None
+        return batch
+
+    def decode_or_stand_in(
+        self, encoded: Sequence[np.ndarray], stand_in: np.ndarray
+    ) -> tuple[RaggedBatch, dict[int, str]]:
+        """The same, with the stand-in (uint8 [H, W, 3]) for what cannot be decoded; and why, by row of the batch."""
+        batch, reasons = self._decode_locked(encoded, stand_in)
+        assert batch is not None
+        return batch, reasons
+
+    def _decode_locked(
+        self, encoded: Sequence[np.ndarray], stand_in: np.ndarray | None
+    ) -> tuple[RaggedBatch | None, dict[int, str]]:
+        if os.getpid() != self._pid:
+            raise RuntimeError("this Decoder belongs to the parent process: make a new one after fork")
+        if len(encoded) > self._max_batch:
+            raise ValueError(f"encoded must hold at most max_batch={self._max_batch} images, got {len(encoded)}")
         with self._lock:
             if self._closed:
                 raise RuntimeError("this Decoder is closed")
             try:
-                batch = self._decode(encoded, sample_ids, describe)
+                batch, reasons = self._decode(encoded, stand_in)
             except BaseException:
                 if self._stream is not None:
                     self._stream.synchronize()  # the caller lets go of the encoded bytes
                 raise
             if self._stream is not None:
-                self._reading.append((batch.ready, tuple(encoded)))
+                if batch is None:
+                    self._stream.synchronize()  # the caller lets go of the encoded bytes
+                else:
+                    self._reading.append((batch.ready, tuple(encoded)))
                 while self._reading and self._reading[0][0].query():
                     self._reading.popleft()
-            return batch
+            return batch, reasons
 
     def close(self) -> None:
         """End DALI's threads; pixels already handed out stay as they are. A second call does nothing."""
@@ -177,8 +200,8 @@ class Decoder:
                 self._reading.clear()
 
     def _decode(
-        self, encoded: Sequence[np.ndarray], sample_ids: Sequence[int] | np.ndarray, describe: Callable[[int], str]
-    ) -> RaggedBatch:
+        self, encoded: Sequence[np.ndarray], stand_in: np.ndarray | None
+    ) -> tuple[RaggedBatch | None, dict[int, str]]:
         reasons: dict[int, str] = {}
         known: list[int] = []  # rows for DALI
         alone: list[int] = []
@@ -214,10 +237,12 @@ class Decoder:
                     RuntimeWarning,
                     stacklevel=3,
                 )
-        if reasons:
-            rows = ((int(sample_ids[row]), row) for row in sorted(reasons))
-            raise DecodeError([(sample_id, describe(sample_id), reasons[row]) for sample_id, row in rows])
-        return table.batch()
+        if reasons and stand_in is None:
+            return None, reasons
+        for row in reasons:
+            assert stand_in is not None
+            table.put_array(row, stand_in)
+        return table.batch(), reasons
 
     def _decode_each_alone(
         self, encoded: Sequence[np.ndarray], rows: list[int], known: set[int], table: _Table, reasons: dict[int, str]

@@ -10,24 +10,35 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from . import checks
+from .bad_samples import POLICIES, Report
 from .batch_stage import BatchStage, batch_stage_keys, check_batch_stages
 from .dataset import SlipstreamDataset
 from .decode import Decoder
 from .device import choose_device, own_cores, resolve_backend
+from .loading import make_stand_in
 from .pipeline import Pipeline
 from .sampler import Sampler
+from .shares import Shares, choose_ranks, choose_tail
+from .state import fingerprint, make_state, read_state
 from .workers import CLOSED, Drawn, Resources, Work, end_from_any_thread, finish
 
 
 class SlipstreamLoader:
     """Batches of a dataset's samples: named crops of every image, and the other fields.
 
-    dataset: a SlipstreamDataset. batch_size: samples a batch; the last one is shorter, or left out with drop_last.
+    dataset: a SlipstreamDataset. batch_size: samples a batch, of this rank. tail: what becomes of a last, short one:
+    "keep" it (one rank), "pad" it to the full size with samples that are False in `_valid` (the default of several
+    ranks), "drop" it (drop_last=True), or "uneven": every sample once, so that ranks may differ by a sample and a step.
+    rank, world_size: None is torch.distributed's, else torchrun's, else one rank. The samples of a step of all ranks
+    together do not depend on how many they are. on_error: what becomes of a sample that cannot be read, decoded or
+    cropped: "raise"; "replace" it by grey, False in `_valid`; "skip" it, which makes its batch shorter; or "resample"
+    another one, as `_indices` shows. `report()` counts them.
     shuffle: a new order each epoch. seed: of the order, the boxes and the stages. pipelines: image field -> stages,
     beginning with a crop stage; an image field without one gives a list of decoded uint8 [3, H, W] tensors.
     exclude_fields: fields not to read. device: None is SLIPSTREAM_DEVICE, else the current CUDA device (LOCAL_RANK's
@@ -63,6 +74,10 @@ class SlipstreamLoader:
         num_threads: int | None = None,
         prefetch: int = 2,
         drop_last: bool = False,
+        tail: str | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        on_error: str = "raise",
         apply_exif: bool = False,
         batch_stages: Sequence[BatchStage] = (),
         return_plan: bool = False,
@@ -72,7 +87,9 @@ class SlipstreamLoader:
             raise TypeError(f"dataset must be a SlipstreamDataset, got {type(dataset).__name__}")
         self.dataset = dataset
         self.batch_size = checks.whole("batch_size", batch_size, 1)
-        self.drop_last = checks.flag("drop_last", drop_last)
+        self.rank, self.world_size = choose_ranks(rank, world_size)
+        self.tail = choose_tail(tail, checks.flag("drop_last", drop_last), self.world_size)
+        self.on_error = checks.one_of("on_error", on_error, POLICIES)
         self.seed = checks.whole("seed", seed)
         self.device = choose_device(device)
         self.backend = resolve_backend(checks.one_of("backend", backend, checks.BACKENDS), self.device)
@@ -110,16 +127,54 @@ class SlipstreamLoader:
             batch_stages=mixing,
             batch_keys=tuple(batch_stage_keys(mixing, self.seed)),
             return_plan=checks.flag("return_plan", return_plan),
+            on_error=self.on_error,
+            tells_valid=self.tail == "pad" or self.on_error == "replace",
+            stand_in=make_stand_in(list(compiled.values())),
         )
         self.pipelines = compiled
-        self._next_epoch = 0
+        self._fingerprint = fingerprint(dataset, pipelines or {}, self.seed, shuffle)
+        self._next_epoch = self._next_start = 0
+        self._progress: _Progress | None = None
         self._finalizer = weakref.finalize(self, end_from_any_thread, self._resources.close)
         if verbose:
             print(f"slipstream: {len(dataset)} samples, batches of {self.batch_size} on {self.device}", flush=True)
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self.dataset), self.batch_size)
-        return full if self.drop_last or not rest else full + 1
+        return len(self._shares(0))
+
+    def _shares(self, start: int) -> Shares:
+        return Shares(
+            length=len(self.dataset),
+            batch_size=self.batch_size,
+            rank=self.rank,
+            world_size=self.world_size,
+            tail=self.tail,
+            start=start,
+        )
+
+    def report(self) -> Report:
+        """The bad samples met so far, each with its path and reason, and what was done about them."""
+        return self._resources.record.report()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the run stands: a dict of whole numbers and marks, for `load_state_dict` of this or another process.
+
+        The epoch, how many of its samples have been handed out to all ranks together (batches made ahead are not
+        counted), and a fingerprint of dataset and pipelines. The same on every rank that has taken as many steps.
+        """
+        progress = self._progress
+        if progress is None:
+            return make_state(self._next_epoch, self._next_start, self._fingerprint)
+        return make_state(progress.epoch, progress.shares.handed_out(progress.steps), self._fingerprint)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state: the next `iter()` gives the rest of its epoch, whatever the batch size and world size.
+
+        An iterator that runs goes on. Raises ValueError that says what differs for a state of another dataset, seed,
+        order or pipeline, TypeError for what is no state.
+        """
+        self._next_epoch, self._next_start = read_state(state, self._fingerprint)
+        self._progress = None
 
     def explain(self) -> str:
         """The launches of a batch, in words, a part for each image field with a pipeline (Pipeline.explain)."""
@@ -128,15 +183,17 @@ class SlipstreamLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch that the next `iter()` gives; the one running goes on."""
-        self._next_epoch = checks.whole("epoch", epoch, 0)
+        self._next_epoch, self._next_start = checks.whole("epoch", epoch, 0), 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """The next epoch's batches; the iterator before it ends."""
         self._resources.check_usable()
         self._resources.let_go()
-        epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
-        work = Work(self._resources, self._sampler, epoch, self.batch_size, len(self))
-        return _Epoch(self, work)
+        progress = _Progress(self._next_epoch, self._shares(self._next_start))
+        self._next_epoch, self._next_start = self._next_epoch + 1, 0
+        work = Work(self._resources, self._sampler, progress.epoch, progress.shares)
+        self._progress = progress
+        return _Epoch(self, work, progress)
 
     def shutdown(self) -> None:
         """End the background threads and the decoder; a second call does nothing. Batches handed out stay valid."""
@@ -149,13 +206,23 @@ class SlipstreamLoader:
         self.shutdown()
 
 
+@dataclass(slots=True)
+class _Progress:
+    """How far an epoch has been handed out: steps of its shares."""
+
+    epoch: int
+    shares: Shares
+    steps: int = 0
+
+
 class _Epoch:
     """The iterator of one epoch."""
 
-    def __init__(self, loader: SlipstreamLoader, work: Work) -> None:
+    def __init__(self, loader: SlipstreamLoader, work: Work, progress: _Progress) -> None:
         self._loader = loader
         self._work = work
-        self._left = len(loader)
+        self._progress = progress
+        self._left = len(progress.shares)
         weakref.finalize(self, end_from_any_thread, work.stop)
 
     def __iter__(self) -> _Epoch:
@@ -168,12 +235,15 @@ class _Epoch:
         if not self._left:
             self._work.stop()
             self._loader._resources.let_go()
+            if self._loader._progress is self._progress:
+                self._loader._progress = None  # the next state is the next epoch's beginning
             raise StopIteration
         made = self._work.batches.get()
         if made is CLOSED:
             self._loader._resources.check_usable()
             raise RuntimeError("this iterator was ended by a newer one of the same loader")
         self._left -= 1
+        self._progress.steps += 1
         if isinstance(made, BaseException):
             try:
                 raise made

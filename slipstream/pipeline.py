@@ -16,9 +16,19 @@ from slipstream_kernels.crop_jobs import OutputFormat
 from slipstream_kernels.ragged import RaggedBatch
 
 from .chain import Chain, Section, compile_chain
-from .crop import Crop, CropStage, FiveCrop, MultiCropRandomResizedCrop, MultiRandomResizedCrop, ResizedCrop, TenCrop
+from .crop import (
+    Crop,
+    CropStage,
+    FiveCrop,
+    ImageSizeError,
+    MultiCropRandomResizedCrop,
+    MultiRandomResizedCrop,
+    RandomResizedCrop,
+    ResizedCrop,
+    TenCrop,
+)
 from .device import resolve_backend, to_device
-from .draws import fresh_sample_ids, stream_key
+from .draws import Draws, fresh_sample_ids, stream_key
 from .plan import CropProgram, Plan, draw_plan
 from .stage import MultiCropPipeline, Stage, check_stage
 from .stage_flip import HORIZONTAL, RandomHorizontalFlip, RandomVerticalFlip, flip_images
@@ -105,6 +115,23 @@ class Pipeline:
         """The plan for images of these sizes, int32 [B, 2]. boxes: int32 [B, 4] for each crop of box_fields."""
         order = self.stage.order if isinstance(self.stage, MultiRandomResizedCrop) else tuple(self._crops)
         return draw_plan(self.programs, order, self.copies, sizes, sample_ids, epoch, boxes or {})
+
+    def unfit(self, sizes: np.ndarray, boxes: Mapping[str, Any]) -> dict[int, str]:
+        """The images of these sizes, int32 [B, 2], that some crop cannot be cut from, and why. boxes: as in `draw`."""
+        found: dict[int, str] = {}
+        sizes, boxes = sizes.copy(), {name: list(given) for name, given in boxes.items()}
+        draws = Draws(0, np.zeros(len(sizes), np.int64), 0)
+        for name, crop in self._crops.items():
+            while not isinstance(crop, RandomResizedCrop):
+                try:
+                    crop.sample_geometry(sizes, draws, None, np.array(boxes[name]) if name in boxes else None)
+                    break
+                except ImageSizeError as error:
+                    found.setdefault(error.index, str(error))
+                    sizes[error.index] = 2**15, 2**15
+                    if name in boxes:
+                        boxes[name][error.index] = np.array([0, 0, 1, 1])
+        return found
 
     def plan(self, images: Any, *, sample_ids: Any = None, epoch: int = 0, boxes: Any = None) -> Plan:
         """What a call with the same arguments would do with these images."""

@@ -88,6 +88,10 @@ class FolderSource:
             return f"no sample {sample_id} in {self._folder}"
         return os.path.join(self._folder, self._paths[sample_id])
 
+    def fingerprint(self) -> str:
+        """The same for the same files below the folder, wherever that is."""
+        return "\n".join(self._paths)
+
     def close(self) -> None:
         """Forget the maps; see Source.close."""
         self._opened.close()

@@ -200,6 +200,10 @@ class LitDataSource:
                 place += f", path {self.values([sample_id], 'path')[0]!r}"
         return place
 
+    def fingerprint(self) -> str:
+        """The same for the same chunks, wherever they are."""
+        return repr([(chunk.name, chunk.samples, chunk.n_bytes) for chunk in self._index.chunks])
+
     def close(self) -> None:
         """Forget the maps and connections; see Source.close."""
         self._opened.close()

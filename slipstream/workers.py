@@ -21,14 +21,19 @@ import numpy as np
 import torch
 from slipstream_kernels.ragged import RaggedBatch
 
+from .bad_samples import Record
 from .batch_stage import BatchStage, apply_batch_stages
 from .collate import collate
 from .crop import ImageSizeError
 from .dataset import SlipstreamDataset
 from .decode import DecodeError, Decoder
+from .device import to_device
+from .loading import Decoded, load_batch, sample_ids_of
 from .pipeline import Pipeline
 from .plan import Plan
 from .sampler import Sampler
+from .shares import Shares
+from .source import ReadError
 
 
 @dataclass(kw_only=True, slots=True, weakref_slot=True)
@@ -49,6 +54,10 @@ class Resources:
     batch_stages: tuple[BatchStage, ...] = ()
     batch_keys: tuple[int, ...] = ()
     return_plan: bool = False
+    on_error: str = "raise"
+    tells_valid: bool = False
+    stand_in: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((1, 1, 3), np.uint8))
+    record: Record = dataclasses.field(default_factory=Record)
     work: Work | None = None
     held: deque[tuple[Any, Any]] = dataclasses.field(default_factory=deque)
     closed: bool = False
@@ -89,13 +98,6 @@ class Resources:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Decoded:
-    sample_ids: np.ndarray
-    images: dict[str, RaggedBatch]
-    values: dict[str, list[Any]]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Drawn:
     """A batch whose host work is done: images, plan and prepared launch of each image field (no plan: images as is)."""
 
@@ -103,12 +105,13 @@ class Drawn:
     epoch: int
     images: dict[str, tuple[RaggedBatch, Plan | None, Any]]
     values: dict[str, list[Any]]
+    valid: np.ndarray
 
 
 class Work:
     """One epoch's two threads and the channels between them."""
 
-    def __init__(self, resources: Resources, sampler: Sampler, epoch: int, batch_size: int, num_batches: int) -> None:
+    def __init__(self, resources: Resources, sampler: Sampler, epoch: int, shares: Shares) -> None:
         if resources.work is not None:
             resources.work.stop()
         resources.work = self
@@ -118,13 +121,13 @@ class Work:
         self._threads = [
             threading.Thread(
                 target=decode_batches,
-                args=(resources, self._decoded, sampler, epoch, batch_size, num_batches),
+                args=(resources, self._decoded, sampler, epoch, shares),
                 name="slipstream-decode",
                 daemon=True,
             ),
             threading.Thread(
                 target=crop_batches,
-                args=(resources, self._decoded, self.batches, epoch, num_batches),
+                args=(resources, self._decoded, self.batches, epoch, len(shares)),
                 name="slipstream-plan",
                 daemon=True,
             ),
@@ -191,35 +194,22 @@ class Channel:
             self._changed.notify_all()
 
 
-def decode_batches(
-    resources: Resources, out: Channel, sampler: Sampler, epoch: int, batch_size: int, num_batches: int
-) -> None:
+def decode_batches(resources: Resources, out: Channel, sampler: Sampler, epoch: int, shares: Shares) -> None:
     # The first thread: ids, bytes, pixels. An error takes its batch's place.
-    source, subset = resources.dataset.source, resources.dataset.sample_ids
-    prefetch = getattr(source, "prefetch", None)
-    for step in range(num_batches):
+    prefetch = getattr(resources.dataset.source, "prefetch", None)
+    for step in range(len(shares)):
         try:
-            begin = step * batch_size
-            ahead = np.arange(begin, min(begin + (1 + resources.prefetch) * batch_size, len(sampler)))
-            if prefetch is None:
-                ahead = ahead[:batch_size]
-            ids = sampler.sample_ids(epoch, ahead)
-            if subset is not None:
-                ids = subset[ids]
+            positions, valid = shares.positions(step)
             if prefetch is not None:
+                last = min(step + 1 + resources.prefetch, len(shares))
+                ahead = np.concatenate([shares.positions(later)[0] for later in range(step, last)])
                 # What cannot be fetched is met again, and named, by the batch that reads it, not by one before.
                 with contextlib.suppress(OSError, ValueError):
-                    prefetch(ids, progress=resources.verbose)
-            ids = ids[:batch_size]
-            made: Any = Decoded(
-                sample_ids=ids,
-                images={
-                    field: resources.decoder.decode(source.read(ids, field), ids, source.describe)
-                    for field in resources.image_fields
-                },
-                values={field: source.values(ids, field) for field in resources.other_fields},
-            )
+                    prefetch(sample_ids_of(resources, sampler, epoch, ahead), progress=resources.verbose)
+            made: Any = load_batch(resources, sampler, epoch, positions, valid)
         except BaseException as error:  # whatever it is, the consumer waits for this batch
+            if isinstance(error, (ReadError, DecodeError)):
+                resources.record.add("raise", error.failures)
             made = _without_locals(error)
         if not out.put(made):
             return
@@ -265,9 +255,11 @@ def _draw(resources: Resources, decoded: Decoded, epoch: int) -> Drawn:
         except ImageSizeError as error:
             sample_id = int(decoded.sample_ids[error.index])
             path = resources.dataset.source.describe(sample_id)
-            raise DecodeError([(sample_id, path, str(error))]) from error
+            failures = [(sample_id, path, str(error))]
+            resources.record.add("raise", failures)
+            raise DecodeError(failures) from error
         images[field] = (batch, plan, pipeline.prepare(batch, plan, resources.backends[field]))
-    return Drawn(sample_ids=decoded.sample_ids, epoch=epoch, images=images, values=decoded.values)
+    return Drawn(sample_ids=decoded.sample_ids, epoch=epoch, images=images, values=decoded.values, valid=decoded.valid)
 
 
 def finish(resources: Resources, drawn: Drawn) -> dict[str, Any]:
@@ -286,6 +278,8 @@ def finish(resources: Resources, drawn: Drawn) -> dict[str, Any]:
     for field, values in drawn.values.items():
         # labels are checked on the host, by the stage that then moves them
         batch[field] = collate(values, torch.device("cpu") if field in labels else resources.device)
+    if resources.tells_valid:
+        batch["_valid"] = to_device(drawn.valid, resources.device)
     batch["_indices"] = torch.from_numpy(np.array(drawn.sample_ids, np.int64))
     if resources.return_plan:
         batch["_plan"] = {field: plan for field, (_, plan, _) in drawn.images.items() if plan is not None}

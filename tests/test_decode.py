@@ -242,7 +242,7 @@ def test_bad_arguments_are_named(options, reason):
 
 def test_too_many_images_or_ids_are_named():
     decoder = make_decoder(max_batch=2)
-    with pytest.raises(ValueError, match="max_batch=2, got 3 and 3"):
+    with pytest.raises(ValueError, match="max_batch=2 images, got 3"):
         decode(decoder, jpegs(3))
     with pytest.raises(ValueError, match="got 2 and 1"):
         decoder.decode(jpegs(2), [0], str)

@@ -44,6 +44,9 @@ class MemorySource:
         pass
 
 
+REST = dict(epoch=0, valid=np.ones(4, bool))
+
+
 def loader_of(source: MemorySource) -> SlipstreamLoader:
     pipelines = {"image": MultiRandomResizedCrop({"a": dict(size=16)})}
     return SlipstreamLoader(
@@ -179,7 +182,7 @@ def test_a_launch_that_fails_holds_what_was_launched_before_it(monkeypatch: pyte
     with loader_of(MemorySource()) as made:
         batches = iter(made)
         images = made._resources.decoder.decode(MemorySource().encoded[:4], range(4), str)
-        drawn = Drawn(sample_ids=np.arange(4), images={"image": (images, None, None)}, values={})
+        drawn = Drawn(sample_ids=np.arange(4), images={"image": (images, None, None)}, values={}, **REST)
         with pytest.raises(torch.cuda.OutOfMemoryError):
             batches._launch(drawn)  # pyright: ignore[reportAttributeAccessIssue]
         assert [owners for _, owners in made._resources.held] == [[images]]

@@ -6,6 +6,7 @@ same three small arrays, which is all that a kernel needs to reach every pixel.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -101,6 +102,25 @@ class RaggedBatch:
             strides=batch.strides,
             device=batch.device,
             owners=(*batch.owners, *owners),
+        )
+
+    def rows(self, rows: np.ndarray) -> RaggedBatch:
+        """The images at these places, whole numbers or bools [n], without copying."""
+        return dataclasses.replace(
+            self, addresses=self.addresses[rows], sizes=self.sizes[rows], strides=self.strides[rows]
+        )
+
+    def with_rows(self, rows: np.ndarray, other: RaggedBatch) -> RaggedBatch:
+        """This batch with the images at `rows` from another, which was made on the same stream, later."""
+        addresses, sizes, strides = self.addresses.copy(), self.sizes.copy(), self.strides.copy()
+        addresses[rows], sizes[rows], strides[rows] = other.addresses, other.sizes, other.strides
+        return RaggedBatch(
+            addresses=addresses,
+            sizes=sizes,
+            strides=strides,
+            device=self.device,
+            owners=(*self.owners, *other.owners),
+            ready=other.ready,
         )
 
     def wait_on_current_stream(self) -> None:

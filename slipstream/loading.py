@@ -1,0 +1,193 @@
+"""One batch's bytes, pixels and values; and what stands for the samples that have none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from slipstream_kernels.ragged import RaggedBatch
+
+from .bad_samples import GREY, TRIES, resampled_positions
+from .decode import DecodeError
+from .source import ReadError
+
+if TYPE_CHECKING:
+    from .sampler import Sampler
+    from .workers import Resources
+
+_NO_BYTES = np.zeros(0, np.uint8)
+_EMPTY: dict[str, Any] = {"int": 0, "float": 0.0, "bool": False, "str": ""}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decoded:
+    """Sample ids [B], decoded images and values by field, and which samples are themselves, bool [B]."""
+
+    sample_ids: np.ndarray
+    images: dict[str, RaggedBatch]
+    values: dict[str, list[Any]]
+    valid: np.ndarray
+
+
+def sample_ids_of(resources: Resources, sampler: Sampler, epoch: int, positions: np.ndarray) -> np.ndarray:
+    """The sample ids at these positions of an epoch, int64 [n]."""
+    ids = sampler.sample_ids(epoch, positions)
+    subset = resources.dataset.sample_ids
+    return ids if subset is None else subset[ids]
+
+
+def load_batch(resources: Resources, sampler: Sampler, epoch: int, positions: np.ndarray, valid: np.ndarray) -> Decoded:
+    """The samples at these positions, with bad ones by the loader's policy.
+
+    Raises ReadError or DecodeError where the policy is to raise, or where resampling finds nothing.
+    """
+    ids = sample_ids_of(resources, sampler, epoch, positions)
+    policy = resources.on_error
+    if policy == "raise":
+        return _load(resources, ids, valid)
+    decoded, reasons = _load_what_can_be(resources, ids, valid)
+    if not reasons:
+        return decoded
+    failures = _failures(resources, ids, reasons)
+    resources.record.add(policy, failures)
+    rows = np.array(sorted(reasons))
+    if policy == "replace":
+        decoded.valid[rows] = False
+        return decoded
+    if policy == "skip":
+        kept = np.ones(len(ids), bool)
+        kept[rows] = False
+        return _rows(decoded, kept)
+    for attempt in range(TRIES):
+        others = resampled_positions(sampler.seed, epoch, positions[rows], attempt, len(sampler))
+        new_ids = sample_ids_of(resources, sampler, epoch, others)
+        found, why = _load_what_can_be(resources, new_ids, valid[rows])
+        resources.record.add(policy, _failures(resources, new_ids, why))
+        good = np.array([row not in why for row in range(len(rows))])
+        _put(decoded, rows[good], _rows(found, good))
+        rows = rows[~good]
+        if not len(rows):
+            return decoded
+    raise DecodeError(
+        [(number, path, f"{reason}; {TRIES} others in its place failed too") for number, path, reason in failures]
+    )
+
+
+def _load(resources: Resources, ids: np.ndarray, valid: np.ndarray) -> Decoded:
+    source = resources.dataset.source
+    return Decoded(
+        sample_ids=ids,
+        images={
+            field: resources.decoder.decode(source.read(ids, field), ids, source.describe)
+            for field in resources.image_fields
+        },
+        values={field: source.values(ids, field) for field in resources.other_fields},
+        valid=valid,
+    )
+
+
+def _load_what_can_be(resources: Resources, ids: np.ndarray, valid: np.ndarray) -> tuple[Decoded, dict[int, str]]:
+    # All samples, with grey and empty values where there are none, and why: by row.
+    source, fields = resources.dataset.source, resources.dataset.fields
+    reasons: dict[int, str] = {}
+    values = {}
+    for field in resources.other_fields:
+        taken, rows = _tolerant(lambda some, field=field: source.values(some, field), ids, reasons)
+        values[field] = _filled(taken, rows, len(ids), _empty_value(fields[field], taken))
+    images = {}
+    for field in resources.image_fields:
+        taken, rows = _tolerant(lambda some, field=field: source.read(some, field), ids, reasons)
+        stand_in = resources.stand_in
+        batch, why = resources.decoder.decode_or_stand_in(_filled(taken, rows, len(ids), _NO_BYTES), stand_in)
+        for row, reason in why.items():
+            reasons.setdefault(row, reason)
+        pipeline = resources.pipelines.get(field)
+        if pipeline is not None:
+            boxes = {}
+            for crop, of in pipeline.box_fields.items():
+                for row in reasons:
+                    values[of][row] = np.array([0, 0, 1, 1])
+                boxes[crop] = values[of]
+            unfit = pipeline.unfit(batch.sizes, boxes)
+            if unfit:
+                grey, _ = resources.decoder.decode_or_stand_in([_NO_BYTES] * len(unfit), stand_in)
+                batch = batch.with_rows(np.array(list(unfit)), grey)
+                for of in pipeline.box_fields.values():
+                    for row in unfit:
+                        values[of][row] = np.array([0, 0, 1, 1])
+                reasons |= {row: reason for row, reason in unfit.items() if row not in reasons}
+        images[field] = batch
+    return Decoded(sample_ids=ids.copy(), images=images, values=values, valid=valid.copy()), reasons
+
+
+def _tolerant(
+    call: Callable[[np.ndarray], list[Any]], ids: np.ndarray, reasons: dict[int, str]
+) -> tuple[list[Any], list[int]]:
+    # What the call gives for the rows that it can read; those of which it says that it cannot become reasons.
+    rows = [row for row in range(len(ids)) if row not in reasons]
+    while rows:
+        try:
+            return call(ids[rows]), rows
+        except ReadError as error:
+            failed = {sample_id: reason for sample_id, _, reason in error.failures}
+            bad = [row for row in rows if int(ids[row]) in failed]
+            if not bad:
+                raise
+            reasons |= {row: failed[int(ids[row])] for row in bad}
+            rows = [row for row in rows if row not in bad]
+    return [], []
+
+
+def _filled(taken: Sequence[Any], rows: Sequence[int], count: int, empty: Any) -> list[Any]:
+    result = [empty] * count
+    for row, value in zip(rows, taken, strict=True):
+        result[row] = value
+    return result
+
+
+def _empty_value(kind: str, taken: Sequence[Any]) -> Any:
+    # Of the others' type, so that the batch keeps its tensor.
+    if taken and isinstance(taken[0], np.ndarray):
+        return np.zeros_like(taken[0])
+    return _EMPTY.get(kind, type(taken[0])() if taken and isinstance(taken[0], (int, float, str, bytes)) else None)
+
+
+def _failures(resources: Resources, ids: np.ndarray, reasons: dict[int, str]) -> list[tuple[int, str, str]]:
+    describe = resources.dataset.source.describe
+    return [(int(ids[row]), describe(int(ids[row])), reasons[row]) for row in sorted(reasons)]
+
+
+def _rows(decoded: Decoded, kept: np.ndarray) -> Decoded:
+    places = np.flatnonzero(kept).tolist()
+    return Decoded(
+        sample_ids=decoded.sample_ids[kept],
+        images={field: batch.rows(kept) for field, batch in decoded.images.items()},
+        values={field: [values[place] for place in places] for field, values in decoded.values.items()},
+        valid=decoded.valid[kept],
+    )
+
+
+def _put(decoded: Decoded, rows: np.ndarray, others: Decoded) -> None:
+    # In place: the samples of `others` at these rows.
+    if not len(rows):
+        return
+    decoded.sample_ids[rows] = others.sample_ids
+    for field, batch in others.images.items():
+        decoded.images[field] = decoded.images[field].with_rows(rows, batch)
+    for field, values in others.values.items():
+        for row, value in zip(rows.tolist(), values, strict=True):
+            decoded.values[field][row] = value
+
+
+def make_stand_in(pipelines: Sequence[Any]) -> np.ndarray:
+    """A grey image, uint8 [H, W, 3], that every crop of these pipelines can be cut from."""
+    side = 64
+    while side < 2**13:
+        boxes = [{crop: [np.array([0, 0, 1, 1])] for crop in pipeline.box_fields} for pipeline in pipelines]
+        size = np.array([[side, side]], np.int32)
+        if not any(pipeline.unfit(size, box) for pipeline, box in zip(pipelines, boxes, strict=True)):
+            break
+        side *= 2
+    return np.full((side, side, 3), GREY, np.uint8)

@@ -1,0 +1,60 @@
+"""Real processes under torchrun: the ranks' samples are the dataset, without overlap, the same bytes as one rank's."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from test_resume import COUNT, folder, make, samples  # noqa: F401  (folder is a fixture)
+
+RANK = textwrap.dedent(
+    """
+    import json, os, sys
+    sys.path[:0] = [{tests!r}]
+    from pathlib import Path
+    import torch.distributed as distributed
+    from test_resume import make, samples
+
+    distributed.init_process_group("gloo")
+    rank, world = distributed.get_rank(), distributed.get_world_size()
+    os.environ.pop("RANK"), os.environ.pop("WORLD_SIZE")  # from torch.distributed, then
+    result = {{}}
+    for tail in ("pad", "uneven", "drop"):
+        with make(Path(sys.argv[1]), batch_size=12 // world, tail=tail, num_threads=1) as loader:
+            assert (loader.rank, loader.world_size) == (rank, world)
+            steps = [[[n, float(crop.double().sum())] for n, crop in samples([batch])] for batch in loader]
+            if tail == "pad":  # every rank takes as many steps, so none waits here for ever
+                for _ in steps:
+                    distributed.barrier()
+            result[tail] = steps
+    Path(sys.argv[2], f"{{rank}}.json").write_text(json.dumps(result))
+    distributed.destroy_process_group()
+    """
+)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_the_ranks_share_the_epoch(folder: Path, tmp_path: Path, world: int) -> None:  # noqa: F811
+    script = tmp_path / "rank.py"
+    script.write_text(RANK.format(tests=str(Path(__file__).parent)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
+    subprocess.run([*command, script, folder, tmp_path], check=True, timeout=200)
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(world)]
+    with make(folder, batch_size=12) as loader:
+        steps = [[(number, float(crop.double().sum())) for number, crop in samples([batch])] for batch in loader]
+    for tail in ("pad", "uneven", "drop"):
+        taken = [[tuple(pair) for step in each[tail] for pair in step] for each in ranks]
+        together = [pair for each in taken for pair in each]
+        expected = [pair for step in steps for pair in step]
+        if tail == "drop":
+            expected = expected[: COUNT // 12 * 12]
+        assert len(together) == len(set(together)) == len(expected)
+        assert sorted(together) == sorted(expected)
+    for number, step in enumerate(steps):  # the same global batch at each step
+        parts = [tuple(pair) for each in ranks for pair in (each["pad"][number] if number < len(each["pad"]) else [])]
+        assert sorted(parts) == sorted(step)

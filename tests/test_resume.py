@@ -1,0 +1,185 @@
+"""State: saved at any step, loaded with any batch size and world size, the rest is the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from slipstream import (
+    ColorJitter,
+    MultiCropPipeline,
+    MultiRandomResizedCrop,
+    Normalize,
+    SlipstreamDataset,
+    SlipstreamLoader,
+)
+
+STAGES = [
+    MultiRandomResizedCrop({"a": dict(size=16), "b": dict(size=8)}),
+    MultiCropPipeline({"a": [ColorJitter(0.4, 0.4, 0.2, 0.1), Normalize()]}),
+]
+COUNT = 37
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for index in range(COUNT):
+        Image.fromarray(rng.integers(0, 256, (24, 30, 3), dtype=np.uint8)).save(folder / f"{index:02}.jpg")
+    return folder
+
+
+def make(folder: Path, **options) -> SlipstreamLoader:
+    options = {"batch_size": 4, "shuffle": True, "seed": 9, "pipelines": {"image": STAGES}} | options
+    return SlipstreamLoader(SlipstreamDataset(local_dir=folder), device="cpu", verbose=False, **options)
+
+
+def samples(batches) -> list[tuple[int, torch.Tensor]]:
+    return [
+        (number, batch["a"][row])
+        for batch in batches
+        for row, number in enumerate(batch["_indices"].tolist())
+        if "_valid" not in batch or batch["_valid"][row]
+    ]
+
+
+def same(a, b) -> bool:
+    return [n for n, _ in a] == [n for n, _ in b] and all(
+        torch.equal(x, y) for (_, x), (_, y) in zip(a, b, strict=True)
+    )
+
+
+@pytest.mark.parametrize("steps", [0, 1, 5, 9])
+def test_the_rest_is_the_same_bytes(folder: Path, steps: int) -> None:
+    with make(folder) as loader:
+        whole = samples(loader)
+        second = samples(loader)
+        loader.set_epoch(0)
+        batches = iter(loader)
+        taken = samples(next(batches) for _ in range(steps))
+        state = json.loads(json.dumps(loader.state_dict()))  # plain numbers and texts
+    assert same(taken, whole[: 4 * steps])
+    for batch_size in (4, 3, 50):
+        with make(folder, batch_size=batch_size) as other:
+            other.load_state_dict(state)
+            assert other.state_dict() == state
+            assert same(samples(other), whole[4 * steps :])
+            assert same(samples(other), second)  # and the next epoch after it
+
+
+def test_many_ranks_go_on_where_one_stopped(folder: Path) -> None:
+    with make(folder) as loader:
+        whole = samples(loader)
+        loader.set_epoch(0)
+        batches = iter(loader)
+        next(batches), next(batches)
+        state = loader.state_dict()
+    rest = []
+    for rank in range(3):
+        with make(folder, rank=rank, world_size=3, batch_size=2) as other:
+            other.load_state_dict(state)
+            rest += samples(other)
+            assert other.state_dict()["epoch"] == 1
+    expected = dict(whole[8:])
+    assert sorted(number for number, _ in rest) == sorted(expected)
+    assert all(torch.equal(crop, expected[number]) for number, crop in rest)
+
+
+def test_what_is_made_ahead_is_not_counted(folder: Path) -> None:
+    with make(folder, prefetch=3) as loader:
+        assert loader.state_dict()["position"] == 0
+        batches = iter(loader)
+        assert loader.state_dict()["position"] == 0
+        next(batches)
+        assert (loader.state_dict()["epoch"], loader.state_dict()["position"]) == (0, 4)
+        for _ in batches:
+            pass
+        assert (loader.state_dict()["epoch"], loader.state_dict()["position"]) == (1, 0)
+
+
+def test_a_state_of_another_run_is_refused(folder: Path, tmp_path: Path) -> None:
+    with make(folder) as loader:
+        state = loader.state_dict()
+    Image.new("RGB", (9, 9)).save(tmp_path / "0.jpg")
+    others = {
+        "seed": make(folder, seed=10),
+        "shuffle": make(folder, shuffle=False),
+        r"samples \(saved 37, here 1\).*dataset": make(tmp_path),
+        r"different: pipelines\['image'\]$": make(folder, pipelines={"image": STAGES[:1]}),
+    }
+    for message, other in others.items():
+        with other, pytest.raises(ValueError, match=message):
+            other.load_state_dict(state)
+    with make(folder) as loader:
+        with pytest.raises(TypeError, match="state must be what state_dict"):
+            loader.load_state_dict({"epoch": 1})
+        with pytest.raises(ValueError, match="position must be at most the 37 samples, got 38"):
+            loader.load_state_dict({**state, "position": 38})
+        with pytest.raises(ValueError, match="version"):
+            loader.load_state_dict({**state, "version": 0})
+
+
+RUN = textwrap.dedent(
+    """
+    import json, os, sys
+    sys.path[:0] = [{tests!r}]
+    from pathlib import Path
+    from test_resume import make, samples
+
+    folder, log, batch_size, kill_at = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    with make(folder, batch_size=batch_size) as loader:
+        if log.exists():
+            loader.load_state_dict(json.loads(log.read_text().splitlines()[-1])["state"])
+        for step, batch in enumerate(loader):
+            sums = [[number, float(crop.double().sum())] for number, crop in samples([batch])]
+            with log.open("a") as file:  # the training step and its checkpoint
+                file.write(json.dumps({{"sums": sums, "state": loader.state_dict()}}) + "\\n")
+                file.flush()
+                os.fsync(file.fileno())
+            if step + 1 == kill_at:
+                os.kill(os.getpid(), 9)
+    """
+)
+
+
+def test_killed_and_resumed_runs_see_each_sample_once(folder: Path, tmp_path: Path) -> None:
+    script, log = tmp_path / "run.py", tmp_path / "log"
+    script.write_text(RUN.format(tests=str(Path(__file__).parent)))
+    for batch_size, kill_at in ((4, 3), (3, 4), (5, 1000)):
+        done = subprocess.run(
+            [sys.executable, script, folder, log, str(batch_size), str(kill_at)],
+            timeout=120,
+            env=os.environ,
+            check=False,
+        )
+        assert done.returncode == (-signal.SIGKILL if kill_at < 1000 else 0)
+    seen = [tuple(pair) for line in log.read_text().splitlines() for pair in json.loads(line)["sums"]]
+    with make(folder) as loader:
+        expected = [(number, float(crop.double().sum())) for number, crop in samples(loader)]
+    assert seen == expected
+
+
+def test_a_far_step_is_reached_at_once() -> None:
+    import time
+
+    from slipstream.sampler import Sampler
+    from slipstream.shares import Shares
+
+    shares = Shares(length=10**10, batch_size=256, rank=3, world_size=64, tail="pad", start=9 * 10**9)
+    sampler = Sampler(10**10, shuffle=True, seed=0)
+    sampler.sample_ids(0, np.arange(2))  # compiled
+    begin = time.perf_counter()
+    positions, _ = shares.positions(50_000)
+    sampler.sample_ids(3, positions)
+    assert time.perf_counter() - begin < 0.05
