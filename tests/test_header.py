@@ -230,7 +230,11 @@ def test_another_format_has_no_jpeg_frame():
 
 def test_frames_agree_with_the_list_of_hostile_files(shared):
     kinds = {"SOF0-baseline": "baseline", "SOF1-extended": "extended", "SOF2-progressive": "progressive"}
-    kinds |= {"SOF9-arith-seq": "extended, arithmetic", "SOF10-arith-prog": "progressive, arithmetic"}
+    kinds |= {
+        "SOF3-lossless": "lossless",
+        "SOF9-arith-seq": "extended, arithmetic",
+        "SOF10-arith-prog": "progressive, arithmetic",
+    }
     compared = 0
     with open(shared / "hostile" / "MANIFEST.csv", newline="") as file:
         for row in csv.DictReader(file):
