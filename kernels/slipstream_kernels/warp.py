@@ -37,11 +37,11 @@ def sharpen(address, layout, y, x, size, live, factor):
 
 @triton.jit
 def source_place(x_row, px, py, den, length):
-    # Where pixels come from along one axis, in source pixels: row x_row of the inverse map, held to just outside.
+    # Where pixels come from along one axis, in source pixels: row x_row of the inverse map.
     top = px * tl.load(x_row) + py * tl.load(x_row + 1) + tl.load(x_row + 2)
     place = top / den - 0.5
-    # what is two pixels outside reads nothing, nor does what is no number: so both may become whole numbers
-    return tl.minimum(tl.maximum(place, -2.0), length.to(tl.float32) + 1.0)
+    # what is far outside reads nothing, nor does what is no number: -2 stands for both, for they must be whole numbers
+    return tl.where((place > -2.0) & (place < length + 1.0), place, -2.0)
 
 
 @triton.jit
