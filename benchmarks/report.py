@@ -83,6 +83,45 @@ def gpu_crop_tables(result: Result) -> list[str]:
     ]
 
 
+def gpu_recipe_tables(result: Result) -> list[str]:
+    """Recipes by clock and bytes, each recipe's launches, DINOv2's peers."""
+    recipes, errors, launches = [], [], []
+    for name, measured in result["recipes"].items():
+        if "error" in measured:
+            errors.append(f"{name}: {measured['error']}")
+            continue
+        recipes.append(
+            [
+                name,
+                *(milliseconds(measured["milliseconds"][clock]) for clock in ("device", "host", "call")),
+                f"{len(measured['launches'])} ({len(measured['explained'])})",
+                f"{measured['moved_bytes'] / 1e6:.0f} ({measured['fewest_bytes'] / 1e6:.0f})",
+                f"{measured['fewest_fraction_of_copy']:.1%}",
+            ]
+        )
+        for row in measured["launches"]:
+            known = "read" in row
+            moved = f"{(row['read'] + row['written']) / 1e6:.0f}" if known else ""
+            share = f"{row['fraction_of_copy']:.1%}" if known else ""
+            launches.append([f"{name}: {row['kernel']}", milliseconds(row["milliseconds"]), moved, share])
+    peers = []
+    for name, times in result["peers"].items():
+        if "error" in times:
+            peers.append([name, times["error"], "", ""])
+        else:
+            each = f"{times['median'] / times['images']:.3f}"
+            peers.append([name, milliseconds(times), str(times["images"]), each])
+    head = ["", "device ms (min - max)", "host ms", "host ms with draws", "launches (explain's)"]
+    return [
+        f"{result['settings']['images']} ragged decoded images, bfloat16 out; a copy's "
+        f"{result['copy']['bytes_per_second'] / 1e9:.0f} GB/s. {circumstances(result)}",
+        table([*head, "MB moved (must move)", "must move, of the copy"], recipes),
+        *errors,
+        table(["each launch alone", "ms (min - max)", "MB", "of the copy"], launches),
+        table(["DINOv2, by the host's clock", "ms (min - max)", "images", "ms an image"], peers),
+    ]
+
+
 def gpu_loader_tables(result: Result) -> list[str]:
     """Images a second of decoding and of the loader."""
     rows = []
@@ -110,6 +149,7 @@ TABLES: dict[str, Callable[[Result], list[str]]] = {
     "loader": loader_tables,
     "crop": crop_tables,
     "gpu-crop": gpu_crop_tables,
+    "gpu-recipe": gpu_recipe_tables,
     "gpu-loader": gpu_loader_tables,
 }
 

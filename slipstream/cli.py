@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -37,6 +38,24 @@ _PACK_EXAMPLE = """\
 example:
   slipstream pack imagenet/val imagenet-chunks/val
 """
+_INSPECT = """\
+Say what is in a set of images: how many samples and bytes, sizes of files and
+images (smallest, 5 % .. 95 %, largest, mean), formats, channels, JPEG's chroma
+subsampling and coding (baseline, progressive, ...), EXIF orientations other
+than 1, and the samples whose bytes or header cannot be read. That takes the
+headers alone; --decode also decodes every image, in batches on all CPU cores,
+and names each that cannot be: sample id, path and reason.
+"""
+_INSPECT_EXAMPLE = """\
+examples:
+  slipstream inspect imagenet-chunks/val
+  slipstream inspect imagenet/val --decode
+  slipstream inspect s3://bucket/imagenet/train --limit 2000 --json
+
+A chunk in S3 is fetched whole when one of its samples is looked at, and kept in
+the cache folder ($SLIPSTREAM_CACHE, else ~/.cache/slipstream). The exit code is
+0 whatever is found: scripts read --json.
+"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -49,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = vars(_parser().parse_args(argv))
     command = arguments.pop("command")
     try:
-        {"demo": _demo, "pack": _pack}[command](**arguments)
+        {"demo": _demo, "pack": _pack, "inspect": _inspect}[command](**arguments)
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -84,6 +103,20 @@ def _parser() -> argparse.ArgumentParser:
     pack = _command(commands, "pack", "write a folder of images as LitData chunks", _PACK, _PACK_EXAMPLE)
     pack.add_argument("src", metavar="SRC", help="the folder of images")
     pack.add_argument("dst", metavar="DST", help="the folder to write: a new one, or an empty one")
+
+    inspect = _command(
+        commands, "inspect", "say what a set holds and what cannot be decoded", _INSPECT, _INSPECT_EXAMPLE
+    )
+    inspect.add_argument(
+        "source", metavar="SOURCE", help="LitData chunks (a folder or s3:// URL) or a folder of images"
+    )
+    inspect.add_argument("--limit", type=_positive, metavar="N", help="look at N samples, drawn at random by --seed")
+    inspect.add_argument("--seed", type=int, default=0, metavar="N", help="which N those are (default: 0)")
+    inspect.add_argument("--field", metavar="NAME", help="the image field (default: the first)")
+    inspect.add_argument("--decode", action="store_true", help="decode every image, and name what cannot be")
+    inspect.add_argument(
+        "--json", action="store_true", dest="as_json", help="print one JSON object, with every failure"
+    )
     return parser
 
 
@@ -116,6 +149,20 @@ def _pack(src: str, dst: str) -> None:
     from .pack import pack
 
     print(f"{pack(src, dst):,} images in {dst}")
+
+
+def _inspect(source: str, limit: int | None, seed: int, field: str | None, decode: bool, as_json: bool) -> None:
+    if "://" not in source and not os.path.isdir(os.path.expanduser(source)):
+        raise ValueError(f"SOURCE must be a folder or an s3:// URL, got {source!r}")
+    from .dataset import SlipstreamDataset
+    from .inspection import inspect_source
+
+    opened = SlipstreamDataset(source).source
+    try:
+        found = inspect_source(opened, field=field, limit=limit, decode=decode, seed=seed, progress=True)
+    finally:
+        opened.close()
+    print(json.dumps({"source": source, **found.as_dict()}, indent=2) if as_json else f"{source}: {found.text()}")
 
 
 def _is_users(error: Exception) -> bool:

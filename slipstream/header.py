@@ -19,11 +19,15 @@ _MAX_BOXES = 256
 _JUNK_STEP = 256
 _PNM_HEADER_BYTES = 4_096
 
-_U8U16U16U8 = struct.Struct(">BHHB")
+_FRAME = struct.Struct(">HBHHB")
 _SHORT, _LONG, _LONG8 = 3, 4, 16
 _TIFF_SIZES = {_SHORT: "H", _LONG: "I", _LONG8: "Q"}
 _BMP_CORE, _BMP_INFO = 12, (40, 52, 56, 64, 108, 124)
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
+# By the marker's low bits: Huffman coding; 8 more is the same with arithmetic coding (ITU T.81, table B.1).
+_JPEG_PROCESSES = {0: "baseline", 1: "extended", 2: "progressive", 3: "lossless"}
+_JPEG_PROCESSES |= {4 + kind: f"differential {_JPEG_PROCESSES[kind]}" for kind in (1, 2, 3)}
+_SUBSAMPLINGS = {(1, 1): "4:4:4", (2, 1): "4:2:2", (2, 2): "4:2:0", (1, 2): "4:4:0", (4, 1): "4:1:1", (4, 2): "4:1:0"}
 _PNM_CHANNELS = {1: 1, 2: 1, 3: 3, 4: 1, 5: 1, 6: 3}
 _PNM_HEADER = re.compile(rb"P([1-6])(?:\s|#[^\n]*\n)+(\d{1,10})(?:\s|#[^\n]*\n)+(\d{1,10})\s")
 
@@ -44,6 +48,35 @@ class Header(NamedTuple):
     width: int
     channels: int
     orientation: int
+
+
+class JpegFrame(NamedTuple):
+    """How a JPEG is coded.
+
+    `process` is "baseline", "extended", "progressive" or "lossless", with "differential " before it or ", arithmetic"
+    behind it where that is so. `precision` is in bits a sample, `factors` each component's sampling (across, down).
+    """
+
+    process: str
+    precision: int
+    factors: tuple[tuple[int, int], ...]
+
+    @property
+    def subsampling(self) -> str:
+        """Chroma's name, such as "4:2:0"; "grey" for one component, and the factors as they are where there is none.
+
+        The name is that of the second and third component; a fourth (black) does not change it.
+        """
+        if len(self.factors) == 1:
+            return "grey"
+        (across, down), *others = self.factors
+        if len(others) in (2, 3) and others[0] == others[1]:
+            wide, high = others[0]
+            if wide and high and across % wide == down % high == 0:
+                name = _SUBSAMPLINGS.get((across // wide, down // high))
+                if name is not None:
+                    return name
+        return " ".join(f"{across}x{down}" for across, down in self.factors)
 
 
 def read_header(data: np.ndarray | bytes) -> Header:
@@ -67,6 +100,21 @@ def read_header(data: np.ndarray | bytes) -> Header:
     if header.height <= 0 or header.width <= 0:
         raise HeaderError(f"{header.format} header says height {header.height}, width {header.width}: both must be > 0")
     return header
+
+
+def read_jpeg_frame(data: np.ndarray | bytes) -> JpegFrame:
+    """Read how a JPEG (uint8 [n_bytes]) is coded; HeaderError where `read_header` raises it, or for another format."""
+    header = read_header(data)
+    if header.format != "jpeg":
+        raise HeaderError(f"the image is {header.format}, no JPEG")
+    view = memoryview(data)  # pyright: ignore[reportArgumentType]
+    at, _ = _find_frame(view)
+    first, stop = at + 10, at + 10 + 3 * header.channels
+    if stop > len(view):
+        raise HeaderError(f"JPEG frame header is cut off: the data has {len(view)} bytes")
+    kind, precision = view[at + 1] & 15, view[at + 4]
+    process = _JPEG_PROCESSES[kind & 7] + (", arithmetic" if kind & 8 else "")
+    return JpegFrame(process, precision, tuple((view[i] >> 4, view[i] & 15) for i in range(first + 1, stop, 3)))
 
 
 def is_image(data: np.ndarray | bytes) -> bool:
@@ -104,7 +152,18 @@ def _u32_le(view: memoryview, at: int) -> int:
 
 
 def _read_jpeg(view: memoryview) -> Header:
-    """Walk the marker segments to the first frame header (ITU T.81, B.2), with libjpeg's tolerance for stray bytes."""
+    at, orientation = _find_frame(view)
+    length, _, height, width, channels = _FRAME.unpack_from(view, at + 2)
+    if length != 8 + 3 * channels or channels == 0:
+        raise HeaderError(f"JPEG frame header has {length} bytes for {channels} components")
+    return Header("jpeg", height, width, channels, orientation)
+
+
+def _find_frame(view: memoryview) -> tuple[int, int]:
+    """Walk the marker segments to the first frame header (ITU T.81, B.2), with libjpeg's tolerance for stray bytes.
+
+    Gives where its marker is, with 10 bytes of it there, and the EXIF orientation that came before it.
+    """
     end = len(view)
     at = 2
     orientation = 0
@@ -126,10 +185,7 @@ def _read_jpeg(view: memoryview) -> Header:
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             if at + 10 > end:
                 break
-            _, height, width, channels = _U8U16U16U8.unpack_from(view, at + 4)
-            if length != 8 + 3 * channels or channels == 0:
-                raise HeaderError(f"JPEG frame header has {length} bytes for {channels} components")
-            return Header("jpeg", height, width, channels, orientation or 1)
+            return at, orientation or 1
         if marker == 0xDA:
             raise HeaderError("JPEG has a scan before any frame header")
         if marker == 0xD9:

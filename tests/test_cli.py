@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import re
 import subprocess
 import sys
@@ -95,9 +96,10 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--help"], ["demo", "pack", "--version"]),
+        (["--help"], ["demo", "pack", "inspect", "--version"]),
         (["demo", "--help"], ["--data", "--device", "--batch-size", "--steps", "--out", "s3://", "examples:"]),
         (["pack", "--help"], ["SRC", "DST", "example:"]),
+        (["inspect", "--help"], ["SOURCE", "--limit", "--seed", "--decode", "--json", "--field", "examples:", "S3"]),
     ],
 )
 def test_help_names_everything_within_80_columns(arguments, expected, capsys):
@@ -139,6 +141,11 @@ def test_help_loads_no_heavy_module(tmp_path):
         (["pack", "nowhere", "new"], "nowhere"),
         (["pack", "empty", "new"], "holds no image file"),
         (["pack", "images", "images"], "is not an empty folder"),
+        (["inspect"], "SOURCE"),
+        (["inspect", "nowhere"], "SOURCE must be a folder or an s3:// URL, got 'nowhere'"),
+        (["inspect", "empty"], "holds no image file"),
+        (["inspect", "images", "--limit", "0"], "--limit: must be a whole number of 1 or more, got '0'"),
+        (["inspect", "images", "--field", "label"], "field must be one of the source's image fields ['image']"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -235,6 +242,24 @@ def test_demo_on_a_folder_of_images_and_on_what_pack_makes_of_it(tmp_path, capsy
         assert f"{data}: 30 images, 20 of them used" in printed.out
         tables.append([line for line in printed.out.splitlines() if line.startswith(("global", "local"))])
     assert tables[0] == tables[1]  # the same samples, so the same crops
+
+
+def test_inspect_prints_text_or_json_and_a_bar(tmp_path, capsys):
+    images = image_folder(tmp_path / "images", count=5)
+    (images / "class_1" / "3.jpg").write_bytes((images / "class_1" / "3.jpg").read_bytes()[:700])
+    assert main(["inspect", str(images)]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith(f"{images}: 5 samples, all looked at\n")
+    assert "nothing was decoded: --decode does that" in printed.out
+    assert "5/5" in printed.err
+    assert main(["inspect", str(images), "--decode", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["source"], found["looked_at"], found["formats"]) == (str(images), 5, {"jpeg": 5})
+    ((sample_id, path, reason),) = found["undecodable"]
+    assert (sample_id, path) == (4, str(images / "class_1" / "3.jpg"))
+    assert reason
+    assert main(["inspect", str(images), "--limit", "2", "--seed", "3"]) == 0
+    assert "2 of them looked at (a random subset, seed 3)" in capsys.readouterr().out
 
 
 def test_demo_on_s3(tmp_path, monkeypatch, capsys, shown):

@@ -1,5 +1,7 @@
 """The header reader agrees with Pillow on sizes and never raises anything but HeaderError, whatever the bytes are."""
 
+import contextlib
+import csv
 import io
 import random
 import struct
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from slipstream.header import Header, HeaderError, is_image, read_header
+from slipstream.header import Header, HeaderError, JpegFrame, is_image, read_header, read_jpeg_frame
 
 FORMATS = {
     "jpeg": ("JPEG", {}),
@@ -187,6 +189,65 @@ def test_agrees_with_pillow_on_hostile_files(shared):
     assert agreed > 250
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"subsampling": "4:4:4"}, ("baseline", "4:4:4")),
+        ({"subsampling": "4:2:2"}, ("baseline", "4:2:2")),
+        ({"subsampling": "4:2:0", "progressive": True}, ("progressive", "4:2:0")),
+    ],
+)
+def test_reads_how_a_jpeg_is_coded(options, expected):
+    frame = read_jpeg_frame(encode(picture(), "JPEG", **options))
+    assert (frame.process, frame.subsampling, frame.precision) == (*expected, 8)
+    assert read_jpeg_frame(encode(picture("L"), "JPEG")).subsampling == "grey"
+    assert read_jpeg_frame(encode(picture("CMYK"), "JPEG")).subsampling == "4:4:4"
+
+
+@pytest.mark.parametrize(
+    ("marker", "process"),
+    [
+        (0xC1, "extended"),
+        (0xC3, "lossless"),
+        (0xC6, "differential progressive"),
+        (0xC9, "extended, arithmetic"),
+        (0xCA, "progressive, arithmetic"),
+        (0xCF, "differential lossless, arithmetic"),
+    ],
+)
+def test_names_every_jpeg_process(marker, process):
+    frame = bytes([0xFF, 0xD8, 0xFF, marker, 0, 17, 12, 0, 5, 0, 7, 3, 1, 0x21, 0, 2, 0x11, 0, 3, 0x12, 0])
+    assert read_jpeg_frame(frame) == JpegFrame(process, 12, ((2, 1), (1, 1), (1, 2)))
+    assert read_jpeg_frame(frame).subsampling == "2x1 1x1 1x2"
+    with pytest.raises(HeaderError, match="cut off"):
+        read_jpeg_frame(frame[:-1])
+
+
+def test_another_format_has_no_jpeg_frame():
+    with pytest.raises(HeaderError, match="the image is png, no JPEG"):
+        read_jpeg_frame(encode(picture(), "PNG"))
+
+
+def test_frames_agree_with_the_list_of_hostile_files(shared):
+    kinds = {"SOF0-baseline": "baseline", "SOF1-extended": "extended", "SOF2-progressive": "progressive"}
+    kinds |= {
+        "SOF3-lossless": "lossless",
+        "SOF9-arith-seq": "extended, arithmetic",
+        "SOF10-arith-prog": "progressive, arithmetic",
+    }
+    compared = 0
+    with open(shared / "hostile" / "MANIFEST.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            if row["expect"] != "ok":
+                continue
+            frame = read_jpeg_frame((shared / "hostile" / row["file"]).read_bytes())
+            assert (frame.process, str(frame.precision)) == (kinds[row["sof"]], row["precision"]), row["file"]
+            if row["subsampling"].startswith("4:"):
+                assert frame.subsampling == row["subsampling"], row["file"]
+                compared += 1
+    assert compared > 100
+
+
 def test_mutated_headers_raise_only_header_errors():
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -210,5 +271,7 @@ def test_mutated_headers_raise_only_header_errors():
             continue
         assert header.height > 0
         assert header.width > 0
+        with contextlib.suppress(HeaderError):
+            assert read_jpeg_frame(array).subsampling
         read += 1
     assert read > 5_000

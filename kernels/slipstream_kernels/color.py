@@ -1,12 +1,12 @@
-"""All crops of all images through their programs of per-pixel operations, in one launch.
+"""One pass over images through their programs, a pixel at a time, and the readings of whole images before it.
 
-Each image of each crop has its own program (see pixel_ops). A pixel is read once as uint8, goes through its image's
-operations in float32 registers, and is written once in the output's dtype. CONTRAST needs the mean of a whole image at
-its place in the program: a reading launch for each level (the first contrast of every program, then the second, ...)
-runs the operations before it and writes one sum of greys for each block; whoever needs the mean adds an image's sums in
-one fixed order, so that results do not depend on timing or on the batch.
+A pass (ops.split_passes) of an image is loaded once, as it is, sharpened or warped, goes through its operations in
+float32 registers, and is written once. CONTRAST, AUTOCONTRAST and EQUALIZE need a reading of the whole image as it is
+just before them: a launch that runs the operations up to there and writes what it found in each block, or in each
+channel; whoever needs the reading combines an image's blocks in one fixed order, so that results do not depend on
+timing or on the batch.
 
-Shapes: C crops, uint8 [B, 3, h, w] in, any strides; the same shape out. It does not draw parameters, resize or blur.
+It does not draw parameters, resize or blur.
 """
 
 # A jit function is typed as its Python source.
@@ -17,10 +17,26 @@ from typing import TypedDict
 
 import triton
 import triton.language as tl
-from triton import knobs
 
 from . import ops
-from ._math import blend, clamp_unit, grey_of, posterize, round_to_bfloat16, shift_hue, unit_to_byte
+from ._math import (
+    blend,
+    byte_to_unit,
+    clamp_unit,
+    divide_many,
+    equalize_bin,
+    equalize_table,
+    grey_of,
+    philox4x32,
+    posterize,
+    reciprocal_of,
+    shift_hue,
+    solarize,
+    solarize_add,
+    standard_normal,
+)
+from .task_rows import find_task, load_pixels, rows_and_columns, store_pixels
+from .warp import sharpen, warp
 
 BRIGHTNESS = tl.constexpr(ops.BRIGHTNESS)
 ADD_BRIGHTNESS = tl.constexpr(ops.ADD_BRIGHTNESS)
@@ -32,23 +48,27 @@ SOLARIZE = tl.constexpr(ops.SOLARIZE)
 POSTERIZE = tl.constexpr(ops.POSTERIZE)
 INVERT = tl.constexpr(ops.INVERT)
 NORMALIZE = tl.constexpr(ops.NORMALIZE)
-# Triton's interpreter cuts bfloat16 off where the hardware rounds it.
-INTERPRETED = tl.constexpr(knobs.runtime.interpret)
-
-# int64 columns of a crop's row: rows, columns, images, first operation, operations, first sum; then input and output:
-# address, image / channel / row / column stride (elements)
-CROP_COLUMNS = 18  # the last two: dtype code, unused (operations, 32 bytes each, stay aligned)
+AUTOCONTRAST = tl.constexpr(ops.AUTOCONTRAST)
+EQUALIZE = tl.constexpr(ops.EQUALIZE)
+SHARPNESS = tl.constexpr(ops.SHARPNESS)
+WARP = tl.constexpr(ops.WARP)
+ERASE = tl.constexpr(ops.ERASE)
+SOLARIZE_ADD = tl.constexpr(ops.SOLARIZE_ADD)
 
 
 class LaunchOptions(TypedDict):
     BLOCK: int
     num_warps: int
+    maxnreg: int
     enable_fp_fusion: bool
 
 
-def launch_options() -> LaunchOptions:
-    """Pixels and warps of one program, of both kernels: four pixels a thread, as many as no GPU spills."""
-    return {"BLOCK": 512, "num_warps": 4, "enable_fp_fusion": False}
+def launch_options(gathers: bool = False) -> LaunchOptions:
+    """Pixels and warps of one program, of all three kernels: four pixels a thread. gathers: for sharpening and warps.
+
+    Left to itself the assembler takes fewer registers, and spills, so that more programs fit.
+    """
+    return {"BLOCK": 512, "num_warps": 4, "maxnreg": 128 if gathers else 96, "enable_fp_fusion": False}
 
 
 @triton.jit
@@ -58,16 +78,86 @@ def image_mean(sums, num_sums, num_pixels):
     for first in range(0, num_sums, 128):
         index = first + tl.arange(0, 128)
         total += tl.sum(tl.load(sums + index, mask=index < num_sums, other=0.0), 0)
-    return tl.div_rn(total, num_pixels.to(tl.float32))
+    return total / num_pixels.to(tl.float32)
 
 
 @triton.jit
-def run_program(r, g, b, program, count, sums, level_step, num_sums, num_pixels):
-    # A block of pixels after the first `count` operations; the sums of one contrast are level_step from the next's.
-    for index in range(count):
-        op = program + index * 16
-        code = tl.load(op).to(tl.int32)
-        amount = tl.load(op + 1)
+def least_of(values, count):
+    # The least of an image's blocks' least.
+    least = tl.full([], float("inf"), tl.float32)
+    for first in range(0, count, 128):
+        index = first + tl.arange(0, 128)
+        least = tl.minimum(least, tl.min(tl.load(values + index, mask=index < count, other=float("inf")), 0))
+    return least
+
+
+@triton.jit
+def low_and_spread(values, count):
+    # A channel's least, how far above it its greatest is, and 1 by that, from its blocks' least values and least
+    # negatives, `count` of each; 0 and 1 where it is no distance, which changes nothing (`autocontrast_image`).
+    low = least_of(values, count)
+    spread = -least_of(values + count, count) - low
+    low = tl.where(spread == 0.0, 0.0, low)
+    spread = tl.where(spread == 0.0, 1.0, spread)
+    return low, spread, reciprocal_of(spread)
+
+
+@triton.jit
+def standardize(r, g, b, program, code, reading, num_blocks, READINGS: tl.constexpr):
+    # NORMALIZE and AUTOCONTRAST, which subtract and divide alike.
+    low_r = tl.load(program + 1)
+    low_g = tl.load(program + 2)
+    low_b = tl.load(program + 3)
+    spread_r = tl.load(program + 4)
+    share_r = tl.load(program + 7)  # 1 / spread, from the host
+    spread_g = tl.load(program + 5)
+    share_g = tl.load(program + 8)
+    spread_b = tl.load(program + 6)
+    share_b = tl.load(program + 9)
+    if READINGS and code == AUTOCONTRAST:
+        low_r, spread_r, share_r = low_and_spread(reading, num_blocks)
+        low_g, spread_g, share_g = low_and_spread(reading + 2 * num_blocks, num_blocks)
+        low_b, spread_b, share_b = low_and_spread(reading + 4 * num_blocks, num_blocks)
+    r = divide_many(r - low_r, spread_r, share_r)
+    g = divide_many(g - low_g, spread_g, share_g)
+    b = divide_many(b - low_b, spread_b, share_b)
+    if READINGS and code == AUTOCONTRAST:
+        r = clamp_unit(r)
+        g = clamp_unit(g)
+        b = clamp_unit(b)
+    return r, g, b
+
+
+@triton.jit
+def erase(r, g, b, pixel, size, op):
+    # Pixels of an image, by their numbers, size (h, w, 3), with a box at a value, or at normals of (number, channel).
+    y = pixel // size[1]
+    x = pixel - y * size[1]
+    down = y - tl.load(op + 1).to(tl.int32)
+    across = x - tl.load(op + 2).to(tl.int32)
+    inside = (down >= 0) & (down < tl.load(op + 3).to(tl.int32))
+    inside &= (across >= 0) & (across < tl.load(op + 4).to(tl.int32))
+    k0 = tl.load(op + 9).to(tl.uint32) | (tl.load(op + 10).to(tl.uint32) << 16)
+    k1 = tl.load(op + 11).to(tl.uint32) | (tl.load(op + 12).to(tl.uint32) << 16)
+    counter = pixel.to(tl.uint32)
+    # size[2] and not 3, here and in other loops: the compiler would unroll it, for thrice the code and more registers
+    for channel in range(size[2]):
+        value = tl.zeros_like(r) + tl.load(op + 5 + channel)
+        if tl.load(op + 8) != 0:
+            w0, w1 = philox4x32(k0, k1, counter, tl.zeros_like(counter) + channel)
+            value = standard_normal(w0, w1)
+        r = tl.where(inside & (channel == 0), value, r)
+        g = tl.where(inside & (channel == 1), value, g)
+        b = tl.where(inside & (channel == 2), value, b)
+    return r, g, b
+
+
+@triton.jit
+def run_program(r, g, b, pixel, size, program, count, reading, num_blocks, READINGS: tl.constexpr):
+    # Pixels of an image, by their numbers, size (h, w, 3), after `count` operations, one of which may use its reading.
+    for _ in range(count):
+        code = tl.load(program).to(tl.int32)
+        amount = tl.load(program + 1)
         if code == BRIGHTNESS:
             r = clamp_unit(r * amount)
             g = clamp_unit(g * amount)
@@ -76,12 +166,6 @@ def run_program(r, g, b, program, count, sums, level_step, num_sums, num_pixels)
             r = clamp_unit(r + amount)
             g = clamp_unit(g + amount)
             b = clamp_unit(b + amount)
-        elif code == CONTRAST:
-            mean = image_mean(sums, num_sums, num_pixels)
-            sums += level_step
-            r = blend(r, mean, amount)
-            g = blend(g, mean, amount)
-            b = blend(b, mean, amount)
         elif code == SATURATION:
             grey = grey_of(r, g, b)
             r = blend(r, grey, amount)
@@ -94,9 +178,14 @@ def run_program(r, g, b, program, count, sums, level_step, num_sums, num_pixels)
             g = r
             b = r
         elif code == SOLARIZE:
-            r = tl.where(r >= amount, 1.0 - r, r)
-            g = tl.where(g >= amount, 1.0 - g, g)
-            b = tl.where(b >= amount, 1.0 - b, b)
+            r = solarize(r, amount)
+            g = solarize(g, amount)
+            b = solarize(b, amount)
+        elif code == SOLARIZE_ADD:
+            addend = tl.load(program + 2)
+            r = solarize_add(r, amount, addend)
+            g = solarize_add(g, amount, addend)
+            b = solarize_add(b, amount, addend)
         elif code == POSTERIZE:
             r = posterize(r, amount)
             g = posterize(g, amount)
@@ -105,110 +194,109 @@ def run_program(r, g, b, program, count, sums, level_step, num_sums, num_pixels)
             r = 1.0 - r
             g = 1.0 - g
             b = 1.0 - b
-        elif code == NORMALIZE:
-            r = tl.div_rn(r - amount, tl.load(op + 4))
-            g = tl.div_rn(g - tl.load(op + 2), tl.load(op + 5))
-            b = tl.div_rn(b - tl.load(op + 3), tl.load(op + 6))
+        elif (code == NORMALIZE) | (READINGS & (code == AUTOCONTRAST)):
+            r, g, b = standardize(r, g, b, program, code, reading, num_blocks, READINGS)
+        elif code == ERASE:
+            r, g, b = erase(r, g, b, pixel, size, program)
+        elif READINGS:
+            if code == CONTRAST:
+                mean = image_mean(reading, num_blocks, size[0] * size[1])
+                r = blend(r, mean, amount)
+                g = blend(g, mean, amount)
+                b = blend(b, mean, amount)
+            elif code == EQUALIZE:
+                r = tl.load(reading + equalize_bin(r))
+                g = tl.load(reading + 256 + equalize_bin(g))
+                b = tl.load(reading + 512 + equalize_bin(b))
+        program += 16
     return r, g, b
 
 
 @triton.jit
-def plane_offset(pixel, num_rows, num_columns, row_step, column_step):
-    # Where a channel's pixels lie, in elements. Rows that follow one another at one step count as a single row.
-    offset = pixel * column_step.to(tl.int32)
-    if num_rows != 1:
-        offset = pixel // num_columns * row_step.to(tl.int32) + pixel % num_columns * column_step.to(tl.int32)
-    return offset
+def load_and_run(task, crops, programs, y, x, size, live, BLOCK: tl.constexpr):
+    # The pixels (y, x) as they are in the source, through a task's operations from the first on.
+    first = tl.load(task + 5)
+    count = (tl.load(task + 6) - first).to(tl.int32)
+    reading = tl.load(task + 7).to(tl.pointer_type(tl.float32))
+    r, g, b = load_pixels(tl.load(task), crops + tl.load(task + 1), y, x, live)
+    num_blocks = tl.cdiv(size[0] * size[1], BLOCK)
+    return run_program(
+        r, g, b, y * size[1] + x, size, programs + first * 16, count, reading, num_blocks, READINGS=False
+    )
 
 
 @triton.jit
-def load_pixels(crop, image, pixel, num_rows, num_columns):
-    # Red, green, blue in [0, 1] of one block of pixels.
-    live = pixel < num_rows * num_columns
-    address = tl.load(crop + 6) + image.to(tl.int64) * tl.load(crop + 7)
-    offset = plane_offset(pixel, num_rows, num_columns, tl.load(crop + 9), tl.load(crop + 10))
-    step = tl.load(crop + 8)
-    place = address.to(tl.pointer_type(tl.uint8)) + offset
-    r = tl.load(place, mask=live, other=0).to(tl.float32)
-    g = tl.load(place + step, mask=live, other=0).to(tl.float32)
-    b = tl.load(place + step * 2, mask=live, other=0).to(tl.float32)
-    # torchvision multiplies by the reciprocal, rounded to float32
-    return r * 0.00392156862745098, g * 0.00392156862745098, b * 0.00392156862745098
+def size_of(task, crops):
+    # Height, width and channels (3) of a task's image.
+    crop = crops + tl.load(task + 4)
+    return tl.load(crop).to(tl.int32), tl.load(crop + 1).to(tl.int32), tl.load(crop + 2).to(tl.int32)
 
 
-@triton.jit
-def store_channel(x, address, offset, live, kind):
-    # One channel's values (float32) to their place, as uint8, float16, bfloat16 or float32.
-    if kind == 0:
-        tl.store(address.to(tl.pointer_type(tl.uint8)) + offset, unit_to_byte(x), mask=live)
-    elif kind == 1:
-        tl.store(address.to(tl.pointer_type(tl.float16)) + offset, x.to(tl.float16), mask=live)
-    elif kind == 2:
-        if INTERPRETED:
-            x = round_to_bfloat16(x)
-        tl.store(address.to(tl.pointer_type(tl.bfloat16)) + offset, x.to(tl.bfloat16), mask=live)
+@triton.jit(do_not_specialize=["num_groups"])
+def readings_kernel(tasks, groups, num_groups, crops, programs, BLOCK: tl.constexpr):
+    # One program reads one block of pixels of one image, as they are before operation `end`: the sum of their greys for
+    # CONTRAST, for AUTOCONTRAST the least of each channel and of its negative.
+    task, block = find_task(tasks, groups, num_groups)
+    size = size_of(task, crops)
+    y, x = rows_and_columns(block * BLOCK, size[1], BLOCK)
+    live = y < size[0]
+    r, g, b = load_and_run(task, crops, programs, y, x, size, live, BLOCK)
+    reading = tl.load(task + 7).to(tl.pointer_type(tl.float32)) + block
+    if tl.load(programs + tl.load(task + 6) * 16).to(tl.int32) == CONTRAST:
+        tl.store(reading, tl.sum(tl.where(live, grey_of(r, g, b), 0.0), 0))
     else:
-        tl.store(address.to(tl.pointer_type(tl.float32)) + offset, x, mask=live)
+        step = tl.cdiv(size[0] * size[1], BLOCK)
+        nothing = float("inf")
+        tl.store(reading, tl.min(tl.where(live, r, nothing), 0))
+        tl.store(reading + step, tl.min(tl.where(live, -r, nothing), 0))
+        tl.store(reading + 2 * step, tl.min(tl.where(live, g, nothing), 0))
+        tl.store(reading + 3 * step, tl.min(tl.where(live, -g, nothing), 0))
+        tl.store(reading + 4 * step, tl.min(tl.where(live, b, nothing), 0))
+        tl.store(reading + 5 * step, tl.min(tl.where(live, -b, nothing), 0))
 
 
-@triton.jit
-def grey_sums_kernel(crops, programs, tiles, sums, num_tiles, level, BLOCK: tl.constexpr, COLUMNS: tl.constexpr):
-    # One program sums the greys of one block of pixels of one image, as they are before its level-th contrast.
-    image = tl.program_id(0) // num_tiles
-    tile = tiles + (tl.program_id(0) % num_tiles) * 3
-    crop = crops + tl.load(tile) * COLUMNS
-    num_images = tl.load(crop + 2).to(tl.int32)
-    count = tl.load(crop + 4).to(tl.int32)
-    program = programs + (tl.load(crop + 3) + image.to(tl.int64) * count) * 16
-
-    place = count  # where the contrast stands; past the end where the program has none
-    seen = 0
-    if image < num_images:
-        for index in range(count):
-            is_contrast = tl.load(program + index * 16) == CONTRAST
-            place = tl.where(is_contrast & (seen == level), index, place)
-            seen += is_contrast.to(tl.int32)
-    if place < count:
-        first = tl.load(tile + 2)
-        pixel = first + tl.arange(0, BLOCK)
-        num_rows = tl.load(crop).to(tl.int32)
-        num_columns = tl.load(crop + 1).to(tl.int32)
-        num_pixels = num_rows * num_columns
-        num_sums = tl.cdiv(num_pixels, BLOCK)
-        level_step = num_images.to(tl.int64) * num_sums
-        image_sums = sums + tl.load(crop + 5) + image.to(tl.int64) * num_sums
-        r, g, b = load_pixels(crop, image, pixel, num_rows, num_columns)
-        r, g, b = run_program(r, g, b, program, place, image_sums, level_step, num_sums, num_pixels)
-        total = tl.sum(tl.where(pixel < num_pixels, grey_of(r, g, b), 0.0), 0)
-        tl.store(image_sums + level * level_step + first // BLOCK, total)
+@triton.jit(do_not_specialize=["num_groups"])
+def equalize_kernel(tasks, groups, num_groups, crops, programs, BLOCK: tl.constexpr):
+    # One program makes the table, of float32, that equalizes one channel of one image, as it is before operation `end`.
+    task, channel = find_task(tasks, groups, num_groups)
+    size = size_of(task, crops)
+    histogram = tl.zeros([256], tl.int32)
+    for first in range(0, size[0] * size[1], BLOCK):
+        y, x = rows_and_columns(first, size[1], BLOCK)
+        live = y < size[0]
+        r, g, b = load_and_run(task, crops, programs, y, x, size, live, BLOCK)
+        value = tl.where(channel == 0, r, tl.where(channel == 1, g, b))
+        histogram += tl.histogram(equalize_bin(value), 256, mask=live)
+    entry = equalize_table(histogram, size[0] * size[1])
+    reading = tl.load(task + 7).to(tl.pointer_type(tl.float32)) + channel * 256
+    tl.store(reading + tl.arange(0, 256), byte_to_unit(entry))
 
 
-@triton.jit
-def pixel_ops_kernel(crops, programs, tiles, sums, num_tiles, BLOCK: tl.constexpr, COLUMNS: tl.constexpr):
-    # One program computes one block of pixels, all three channels, of one image of one crop.
-    image = tl.program_id(0) // num_tiles
-    tile = tiles + (tl.program_id(0) % num_tiles) * 3
-    crop = crops + tl.load(tile) * COLUMNS
-    num_images = tl.load(crop + 2).to(tl.int32)
-    if image < num_images:
-        pixel = tl.load(tile + 2) + tl.arange(0, BLOCK)
-        num_rows = tl.load(crop).to(tl.int32)
-        num_columns = tl.load(crop + 1).to(tl.int32)
-        num_pixels = num_rows * num_columns
-        num_sums = tl.cdiv(num_pixels, BLOCK)
-        level_step = num_images.to(tl.int64) * num_sums
-        image_sums = sums + tl.load(crop + 5) + image.to(tl.int64) * num_sums
-        count = tl.load(crop + 4).to(tl.int32)
-        program = programs + (tl.load(crop + 3) + image.to(tl.int64) * count) * 16
-        r, g, b = load_pixels(crop, image, pixel, num_rows, num_columns)
-        r, g, b = run_program(r, g, b, program, count, image_sums, level_step, num_sums, num_pixels)
+@triton.jit(do_not_specialize=["num_groups"])
+def pixels_kernel(tasks, groups, num_groups, crops, programs, BLOCK: tl.constexpr, GATHERS: tl.constexpr):
+    # One program runs one pass of one image on one block of pixels, all three channels.
+    task, block = find_task(tasks, groups, num_groups)
+    size = size_of(task, crops)
+    y, x = rows_and_columns(block * BLOCK, size[1], BLOCK)
+    live = y < size[0]
+    source = tl.load(task)
+    layout = crops + tl.load(task + 1)
+    first = tl.load(task + 5)
+    count = (tl.load(task + 6) - first).to(tl.int32)
+    program = programs + first * 16
 
-        kind = tl.load(crop + 16)
-        size = tl.where(kind == 0, 1, tl.where(kind == 3, 4, 2))
-        address = tl.load(crop + 11) + image.to(tl.int64) * tl.load(crop + 12) * size
-        step = tl.load(crop + 13) * size
-        offset = plane_offset(pixel, num_rows, num_columns, tl.load(crop + 14), tl.load(crop + 15))
-        live = pixel < num_pixels
-        store_channel(r, address, offset, live, kind)
-        store_channel(g, address + step, offset, live, kind)
-        store_channel(b, address + step * 2, offset, live, kind)
+    code = tl.load(program).to(tl.int32)
+    if GATHERS and code == SHARPNESS:
+        r, g, b = sharpen(source, layout, y, x, size, live, tl.load(program + 1))
+    elif GATHERS and code == WARP:
+        r, g, b = warp(source, layout, y, x, size, live, program)
+    else:
+        r, g, b = load_pixels(source, layout, y, x, live)
+    reading = tl.load(task + 7).to(tl.pointer_type(tl.float32))
+    num_blocks = tl.cdiv(size[0] * size[1], BLOCK)
+    pixel = block * BLOCK + tl.arange(0, BLOCK)
+    r, g, b = run_program(r, g, b, pixel, size, program, count, reading, num_blocks, READINGS=True)
+    size = size_of(task, crops)
+    y, x = rows_and_columns(block * BLOCK, size[1], BLOCK)
+    live = y < size[0]
+    store_pixels(r, g, b, tl.load(task + 2), crops + tl.load(task + 3), y, x, live)
