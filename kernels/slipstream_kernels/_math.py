@@ -83,17 +83,19 @@ def reciprocal_of(d):
 
 
 @triton.jit
-def divide_many(x, d, reciprocal):
-    """x / d as IEEE rounds it, for many normal x and one d, from the nearest float32 to 1 / d (Markstein).
-
-    The quotient by it is put right twice by what is left, which a fused multiply-add gives exactly. IEEE's own division
-    is three times as long, and a call where numbers are not normal, around which the compiler spills.
-    """
-    if INTERPRETED:
-        return tl.div_rn(x, d)
+def quotient_of(x, d, reciprocal):
+    """x / d as IEEE rounds it, for normal numbers, from the float32 nearest to 1 / d: the quotient by that is put right
+    twice by what is left, which a fused multiply-add gives exactly (Markstein)."""
     q = x * reciprocal
     q = tl.fma(tl.fma(-q, d, x), reciprocal, q)
     return tl.fma(tl.fma(-q, d, x), reciprocal, q)
+
+
+@triton.jit
+def divide_many(x, d, reciprocal):
+    """x / d as IEEE rounds it, for many x and one d. IEEE's own division is three times as long, and a call where
+    numbers are not normal, around which the assembler spills."""
+    return tl.div_rn(x, d) if INTERPRETED else quotient_of(x, d, reciprocal)
 
 
 @triton.jit
