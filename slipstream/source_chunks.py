@@ -9,19 +9,20 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import logging
 import os
 import shutil
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
-from tqdm import tqdm
-
+from .progress import Bar
 from .source import ProcessLock
-from .source_index import Index, parse_index
+from .source_index import Chunk, Index, parse_index
 from .source_unpack import has_rows_only, unpack
 
 _PARALLEL_FETCHES = 8
@@ -29,11 +30,11 @@ _PARALLEL_FETCHES = 8
 _BAR_FROM = 4
 _COPY_BYTES = 1 << 20
 _UNPACKED = ".unpacked"
+# Of a chunk that came whole, by what the origin said, and yet does not fit the index.
+_FETCH_TRIES = 3
+_FIRST_WAIT = 0.1
 
-
-class _Bar(tqdm):
-    # Otherwise tqdm starts a thread that stays until the process ends.
-    monitor_interval = 0
+_log = logging.getLogger(__name__)
 
 
 class Origin(Protocol):
@@ -141,12 +142,14 @@ class ChunkStore:
             return True
         entry = self.index.chunks[chunk]
         path = os.path.join(self.folder, entry.name)
-        # What a chunk unpacks to is not known beforehand; there the rename alone vouches for the file.
-        for candidate, least in ((path, entry.n_bytes), (path + _UNPACKED, 1)):
+        # What a chunk unpacks to is not known beforehand; there its own offsets tell.
+        for candidate, least in ((path, entry.n_bytes), (path + _UNPACKED, None)):
             with contextlib.suppress(FileNotFoundError):
-                if os.stat(candidate).st_size >= least:
+                fault = _fault(candidate, entry, least)
+                if fault is None:
                     self._ready[chunk] = candidate
                     return True
+                _log.warning("cached chunk %s %s; it is fetched again", candidate, fault)
         return False
 
     def prefetch(self, chunks: Sequence[int], *, progress: bool) -> None:
@@ -162,7 +165,7 @@ class ChunkStore:
         shown = progress and len(missing) >= _BAR_FROM
         lock = threading.Lock()
         with (
-            _Bar(
+            Bar(
                 total=total, unit="B", unit_scale=True, desc=f"{len(missing)} chunks", leave=False, disable=not shown
             ) as bar,
             ThreadPoolExecutor(min(_PARALLEL_FETCHES, len(missing)), "slipstream-fetch") as pool,
@@ -192,26 +195,40 @@ class ChunkStore:
         with self._only_one(chunk, path):
             if self.is_ready(chunk):
                 return
-            part = f"{path}.{os.getpid()}-{threading.get_ident()}.part"
-            try:
-                self.origin.fetch(entry.name, part, on_bytes)
-                size = os.stat(part).st_size
-                # The index gives a wholly compressed file's size before compression, which unpacking checks.
-                if self.index.compression != "chunk" and size < entry.n_bytes:
-                    raise ValueError(
-                        f"{self.place(chunk)} has {size} bytes, its index says {entry.n_bytes}: it is cut off"
-                    )
-                if unpack(part, part + _UNPACKED, leaves=self.index.leaves, n_bytes=entry.n_bytes):
-                    path += _UNPACKED
-                    os.replace(part + _UNPACKED, path)
-                elif size < entry.n_bytes:
-                    raise ValueError(f"{self.place(chunk)} is damaged: it is not compressed as its index says")
-                else:
-                    os.replace(part, path)
-                self._ready[chunk] = path
-            finally:
-                for leftover in (part, part + _UNPACKED):
-                    Path(leftover).unlink(missing_ok=True)
+            for number in range(1, _FETCH_TRIES + 1):
+                try:
+                    self._ready[chunk] = self._fetch_once(chunk, path, on_bytes)
+                    return
+                except ValueError as error:
+                    if number == _FETCH_TRIES:
+                        raise
+                    _log.info("%s; try %d of %d follows", error, number + 1, _FETCH_TRIES)
+                time.sleep(_FIRST_WAIT * 2 ** (number - 1))
+
+    def _fetch_once(self, chunk: int, path: str, on_bytes: Callable[[int], object] | None) -> str:
+        """Put the chunk in place, at `path` or beside it; gives where. ValueError if it does not fit the index."""
+        entry = self.index.chunks[chunk]
+        part = f"{path}.{os.getpid()}-{threading.get_ident()}.part"
+        try:
+            self.origin.fetch(entry.name, part, on_bytes)
+            size = os.stat(part).st_size
+            # The index gives a wholly compressed file's size before compression, which unpacking checks.
+            if self.index.compression != "chunk" and size < entry.n_bytes:
+                raise ValueError(f"{self.place(chunk)} has {size} bytes, its index says {entry.n_bytes}: it is cut off")
+            if unpack(part, part + _UNPACKED, leaves=self.index.leaves, n_bytes=entry.n_bytes):
+                whole, path, least = part + _UNPACKED, path + _UNPACKED, None
+            elif size < entry.n_bytes:
+                raise ValueError(f"{self.place(chunk)} is damaged: it is not compressed as its index says")
+            else:
+                whole, least = part, entry.n_bytes
+            fault = _fault(whole, entry, least)
+            if fault is not None:
+                raise ValueError(f"chunk {self.place(chunk)} {fault}")
+            os.replace(whole, path)
+            return path
+        finally:
+            for leftover in (part, part + _UNPACKED):
+                Path(leftover).unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _only_one(self, chunk: int, path: str) -> Iterator[None]:
@@ -248,3 +265,25 @@ def _first_item(origin: Origin, name: str) -> bytes:
         raise ValueError(f"chunk {name!r} has {len(head)} bytes: too short for a chunk")
     start, stop = struct.unpack_from("<II", head, 4)
     return origin.read(name, start, stop) if stop > start else b""
+
+
+def _fault(path: str, chunk: Chunk, least: int | None) -> str | None:
+    """Say what is wrong with a chunk file in the plain layout: its size or its count; None if both are right.
+
+    `least` is the size that it must have; None takes the end of the last item for it.
+    """
+    samples = chunk.samples
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if least is not None and size < least:
+            return f"has {size} bytes, its index says {least}: it is cut off"
+        if size < 4 * (samples + 2):
+            return f"has {size} bytes: too short for {samples} samples"
+        (count,) = struct.unpack("<I", file.read(4))
+        if count != samples:
+            return f"holds {count} samples, its index says {samples}"
+        file.seek(4 * (samples + 1))
+        (end,) = struct.unpack("<I", file.read(4))
+        if least is None and size < end:
+            return f"has {size} bytes, its samples end at {end}: it is cut off"
+    return None

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import os
+import re
+import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from .source import ProcessLock
@@ -22,11 +26,23 @@ _CLIENT_OPTIONS = (
 )
 _OPTIONS = (*_CLIENT_OPTIONS, "profile_name", "unsigned")
 _SECRETS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+# Shorter ones would be found within ordinary words.
+_MASKED_FROM = 4
 _MISSING = ("404", "NoSuchKey", "NoSuchBucket", "NotFound")
+# boto3 tries a request again until its answer begins; a body that breaks off, and a file that is missing for a moment,
+# are ours. Where every try first takes boto3 through all of its own, the time ends them.
+_BODY_TRIES = 5
+_MISSING_TRIES = 3
+_FIRST_WAIT = 0.1
+_PATIENCE = 120.0
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 
 class S3Origin:
-    """Files under an s3://bucket/prefix, read with boto3 and its own retries.
+    """Files under an s3://bucket/prefix, read with boto3; what fails for a moment is tried again, with back-off.
 
     `storage_options` are the arguments of boto3's `client` (endpoint_url, region_name, aws_access_key_id, ...,
     config), `profile_name` for its Session, and `unsigned=True` for a public bucket without credentials (litdata's
@@ -56,20 +72,40 @@ class S3Origin:
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
         window = {} if (start, stop) == (0, None) else {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"}
-        try:
-            return self._connect().get_object(Bucket=self._bucket, Key=self._prefix + name, **window)["Body"].read()
-        except Exception as error:
-            raise self._explained(error, name) from None
+
+        def read_once() -> bytes:
+            answer = self._connect().get_object(Bucket=self._bucket, Key=self._prefix + name, **window)
+            data = answer["Body"].read()
+            # What knows no ranges answers with the whole file.
+            return data[start:stop] if window and "ContentRange" not in answer else data
+
+        return self._persistently(name, read_once)
 
     def fetch(self, name: str, path: str, on_bytes: Callable[[int], object] | None = None) -> None:
         from boto3.s3.transfer import TransferConfig
 
-        try:
-            self._connect().download_file(
-                self._bucket, self._prefix + name, path, Callback=on_bytes, Config=TransferConfig(max_concurrency=4)
-            )
-        except Exception as error:
-            raise self._explained(error, name) from None
+        # Its own further attempts follow at once, without back-off.
+        config = TransferConfig(max_concurrency=4, num_download_attempts=1)
+        key = self._prefix + name
+        self._persistently(
+            name, lambda: self._connect().download_file(self._bucket, key, path, Callback=on_bytes, Config=config)
+        )
+
+    def _persistently(self, name: str, work: Callable[[], T]) -> T:
+        """Do `work` on the file `name`, again after a failure that may pass. Raises OSError, as `_explained`."""
+        begin = time.monotonic()
+        for number in itertools.count(1):
+            try:
+                return work()
+            except Exception as error:
+                failure, tries = self._explained(error, name), _tries(error)
+            # Outside the clause, so that boto3's error, which may hold credentials, is not the context of ours.
+            if number >= tries or time.monotonic() - begin > _PATIENCE:
+                raise failure
+            wait = _FIRST_WAIT * 2 ** (number - 1)
+            _log.info("%s; try %d of %d follows in %.1f s", failure, number + 1, tries, wait)
+            time.sleep(wait)
+        raise AssertionError("the tries have an end")
 
     def _connect(self) -> Any:
         with self._lock:
@@ -102,11 +138,8 @@ class S3Origin:
         """Turn boto3's error into an OSError that names the file and what to do, without secrets."""
         from botocore.exceptions import ClientError, NoCredentialsError, PartialCredentialsError
 
-        reason = str(error)
-        endpoint = str(self._options.get("endpoint_url") or "")
-        for secret in [self._options.get(key) for key in _SECRETS] + [urlsplit(endpoint).netloc.rpartition("@")[0]]:
-            if secret:
-                reason = reason.replace(str(secret), "***")
+        error = getattr(error, "last_exception", None) or error
+        reason = self._masked(str(error) or type(error).__name__)
         where = f"{self.name}{name}"
         if isinstance(error, ClientError):
             code = str(error.response.get("Error", {}).get("Code"))
@@ -117,6 +150,15 @@ class S3Origin:
         elif isinstance(error, (NoCredentialsError, PartialCredentialsError)):
             reason += "; give them in storage_options, or {'unsigned': True} if the bucket is public"
         return OSError(f"cannot read {where}: {reason}")
+
+    def _masked(self, text: str) -> str:
+        given = [self._options.get(key) for key in _SECRETS] + [os.environ.get(key.upper()) for key in _SECRETS]
+        user = urlsplit(str(self._options.get("endpoint_url") or "")).netloc.rpartition("@")[0]
+        secrets = {str(value) for value in (*given, user, *user.split(":")) if value}
+        for secret in sorted(secrets, key=len, reverse=True):
+            if len(secret) >= _MASKED_FROM:
+                text = text.replace(secret, "***")
+        return re.sub(r"//[^/\s@]+@", "//***@", text)
 
     def close(self) -> None:
         with self._lock:
@@ -129,3 +171,28 @@ class S3Origin:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_client": None, "_pid": 0}
+
+
+def _tries(error: Exception) -> int:
+    """How often to try what failed with boto3's `error`, the first try counted."""
+    from boto3.exceptions import RetriesExceededError
+    from botocore.exceptions import (
+        ClientError,
+        FlexibleChecksumError,
+        IncompleteReadError,
+        ReadTimeoutError,
+        ResponseStreamingError,
+    )
+    from s3transfer.exceptions import S3DownloadFailedError, S3ValidationError
+
+    if isinstance(error, ClientError):
+        return _MISSING_TRIES if str(error.response.get("Error", {}).get("Code")) in _MISSING else 1
+    broken = (
+        RetriesExceededError,
+        IncompleteReadError,
+        ResponseStreamingError,
+        ReadTimeoutError,
+        FlexibleChecksumError,
+    )
+    changed = (S3DownloadFailedError, S3ValidationError)
+    return _BODY_TRIES if isinstance(error, (*broken, *changed, ConnectionError, TimeoutError)) else 1
