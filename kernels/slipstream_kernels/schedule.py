@@ -44,16 +44,17 @@ class Schedule:
 
 
 def join_programs(programs: Sequence[np.ndarray]) -> np.ndarray:
-    """The programs of all crops, C of float32 [B, K, 16], under one another: [N, largest K, 16].
+    """The programs of all crops, C of float32 [B, K, 16], under one another: [N, largest K, 16], shorter ones last.
 
-    With what a kernel would take long to work out in columns that are free: NORMALIZE's 1 / std (7 to 9), and the
-    weight of one byte in BOX_BLUR's box in units of 2**-24 (2), rounded as Pillow does.
+    So a crop that begins with a blur shares its launch with those that do something before. Beside, what a kernel would
+    take long to work out stands in columns that are free: NORMALIZE's 1 / std (7 to 9), and the weight of one byte in
+    BOX_BLUR's box in units of 2**-24 (2), rounded as Pillow does.
     """
     rows = max((program.shape[1] for program in programs), default=0)
     joined = np.zeros((sum(map(len, programs)), rows, OP_WIDTH), np.float32)
     first = 0
     for program in programs:
-        joined[first : first + len(program), : program.shape[1]] = program
+        joined[first : first + len(program), rows - program.shape[1] :] = program
         first += len(program)
     normalize, box = joined[..., 0] == NORMALIZE, joined[..., 0] == BOX_BLUR
     joined[normalize, 7:10] = np.float32(1) / joined[normalize, 4:7]
