@@ -11,26 +11,31 @@ import numpy as np
 import torch
 
 from .source import Source, as_ids
-from .source_folder import FolderSource
+from .source_folder import EXTENSIONS, FolderSource
 from .source_litdata import open_litdata
+from .source_shards import is_pattern, refuse_packed
+from .source_tar import open_tar
 
 # Pillow's own limit against decompression bombs.
 _MAX_PIXELS = 178_956_970
+_SHARDS = (".tar", ".parquet", ".arrow")
 
 
 class SlipstreamDataset(torch.utils.data.Dataset):
-    """Encoded images and the other fields of their samples, from LitData chunks or a folder of images.
+    """Encoded images and the other fields of their samples, from LitData, WebDataset, Parquet, Arrow or image files.
 
-    Give exactly one of `source` (a Source, or a folder or s3:// URL to recognise), `remote_dir` (LitData chunks under
-    an s3:// URL or in a slow folder: each is fetched into the cache when it is first needed) and `local_dir` (read in
-    place: LitData chunks if it holds an index.json, otherwise images in torchvision's ImageFolder layout).
+    Give exactly one of `source` (a Source, or a folder, files or s3:// URL to recognise), `remote_dir` (LitData chunks
+    under an s3:// URL or in a slow folder, or WebDataset shards under an s3:// URL: each is fetched into the cache when
+    it is first needed) and `local_dir` (read in place: LitData chunks if it holds an index.json; WebDataset's .tar
+    shards, .parquet files, or what `datasets`' save_to_disk wrote, if it holds such; otherwise images in torchvision's
+    ImageFolder layout). Shards may also be given by a glob or a brace list: "/data/train-{0000..0146}.tar".
 
-    `cache_dir`: where fetched and unpacked chunks are kept; $SLIPSTREAM_CACHE, else slipstream in $XDG_CACHE_HOME or
-    ~/.cache, by default. `storage_options`: for s3://, named as boto3's client names them, or {"unsigned": True} for
-    a public bucket. `indices`: the samples of a subset by their ids in the source, repeats allowed. `allow_pickle`:
-    read pickled fields whatever they hold, which runs code that the data names. `decode_images`: `dataset[i]` gives
-    images as uint8 [3, H, W] tensors (by Pillow, refused beyond `max_pixels` pixels) instead of bytes; the loader
-    ignores it.
+    `cache_dir`: where fetched and unpacked chunks and the indexes of shards are kept; $SLIPSTREAM_CACHE, else
+    slipstream in $XDG_CACHE_HOME or ~/.cache, by default. `storage_options`: for s3://, named as boto3's client names
+    them, or {"unsigned": True} for a public bucket. `indices`: the samples of a subset by their ids in the source,
+    repeats allowed. `allow_pickle`: read pickled fields whatever they hold, which runs code that the data names.
+    `decode_images`: `dataset[i]` gives images as uint8 [3, H, W] tensors (by Pillow, refused beyond `max_pixels`
+    pixels) instead of bytes; the loader ignores it.
 
     `dataset[i]` is a dict of plain values: {'image': bytes, 'label': 3, 'path': '...'}. A sample's id is always that
     of the source, so that a subset draws the same crops for the same image. Raises FileNotFoundError, OSError,
@@ -124,16 +129,22 @@ def _open_remote(place: Any, cache_dir: Any, storage_options: Any, allow_pickle:
     place = os.fspath(place)
     if not place.startswith("s3://"):
         _refuse_options(storage_options)
+    elif place.endswith(".tar") or is_pattern(place):
+        return open_tar(place, cache_dir=cache_dir, storage_options=storage_options)
     try:
         return open_litdata(place, cache_dir=cache_dir, storage_options=storage_options, allow_pickle=allow_pickle)
     except FileNotFoundError as error:
-        if "://" in place:
-            raise
-        if not os.path.isdir(os.path.expanduser(place)):
-            raise FileNotFoundError(f"remote_dir {place!r} does not exist") from None
-        raise FileNotFoundError(
-            f"remote_dir holds no LitData set ({error}); give a folder of images as local_dir"
-        ) from None
+        no_index = error
+    if "://" in place:
+        try:
+            return open_tar(place, cache_dir=cache_dir, storage_options=storage_options)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{place} holds neither LitData chunks nor tars ({no_index}; {error})") from None
+    if not os.path.isdir(os.path.expanduser(place)):
+        raise FileNotFoundError(f"remote_dir {place!r} does not exist")
+    raise FileNotFoundError(
+        f"remote_dir holds no LitData set ({no_index}); give a folder of images as local_dir, or one of tars or tables"
+    )
 
 
 def _open_local(place: Any, cache_dir: Any, storage_options: Any, allow_pickle: bool) -> Source:
@@ -141,13 +152,63 @@ def _open_local(place: Any, cache_dir: Any, storage_options: Any, allow_pickle: 
     if "://" in folder:
         raise ValueError(f"local_dir is a folder, got {folder.split('://')[0]}://...; give a URL as remote_dir")
     _refuse_options(storage_options)
-    if not os.path.exists(folder):
-        raise FileNotFoundError(f"local_dir {folder!r} does not exist")
     if not os.path.isdir(folder):
-        raise NotADirectoryError(f"local_dir {folder!r} is not a folder")
+        return _open_files(folder, cache_dir)
     if os.path.exists(os.path.join(folder, "index.json")):
         return open_litdata(folder, cache_dir=cache_dir, allow_pickle=allow_pickle, in_place=True)
-    return FolderSource(folder)
+    if any(os.path.exists(os.path.join(folder, name)) for name in ("state.json", "dataset_dict.json")):
+        return _open_tables(folder, ".arrow")
+    extension = _shards_in(folder)
+    if extension is None:
+        return FolderSource(folder)
+    return open_tar(folder, cache_dir=cache_dir) if extension == ".tar" else _open_tables(folder, extension)
+
+
+def _open_files(place: str, cache_dir: Any) -> Source:
+    """Open a file, a glob or a brace list, by the extension it ends in."""
+    if not os.path.exists(place) and not is_pattern(place):
+        raise FileNotFoundError(f"local_dir {place!r} does not exist")
+    refuse_packed([place], "local_dir")
+    extension = os.path.splitext(place)[1]
+    if extension not in _SHARDS:
+        raise NotADirectoryError(f"local_dir {place!r} is not a folder, nor does it end in {', '.join(_SHARDS)}")
+    return open_tar(place, cache_dir=cache_dir) if extension == ".tar" else _open_tables(place, extension)
+
+
+def _open_tables(place: str, extension: str) -> Source:
+    try:
+        from .source_arrow import open_arrow
+        from .source_parquet import open_parquet
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "pyarrow":
+            raise
+        raise ImportError(f"{place}: Parquet and Arrow files need pyarrow: pip install slipstream[parquet]") from error
+    return open_parquet(place) if extension == ".parquet" else open_arrow(place)
+
+
+def _shards_in(folder: str) -> str | None:
+    """The extension of the shards that a folder holds; None for a folder of images, ValueError for a mixture."""
+    found = {}
+    packed = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            extension = os.path.splitext(entry.name)[1].lower()
+            if entry.name.startswith("."):
+                continue
+            if extension in _SHARDS and entry.is_file():
+                found.setdefault(extension, entry.name)
+            elif extension in EXTENSIONS or entry.is_dir():
+                found.setdefault("images or folders", entry.name)
+            else:
+                packed.append(entry.name)
+    if len(found) > 1 and not found.keys().isdisjoint(_SHARDS):
+        raise ValueError(
+            f"{folder} holds {' and '.join(found.values())}: give the shards as a glob such as "
+            f"{os.path.join(folder, '*.tar')}, or images as FolderSource(folder)"
+        )
+    if not found:
+        refuse_packed(packed, folder)
+    return next((extension for extension in found if extension in _SHARDS), None)
 
 
 def _refuse_options(storage_options: Any) -> None:

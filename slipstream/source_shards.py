@@ -1,0 +1,333 @@
+"""The files of a set that is spread over shards: found by folder, glob or brace list, here or under an s3:// prefix.
+
+A shard in S3 is fetched whole when it is first needed: written beside its final name, checked and renamed, once for
+all processes that share the cache folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import fnmatch
+import glob
+import hashlib
+import itertools
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from .progress import Bar
+from .source_chunks import default_cache_dir
+from .source_s3 import S3Origin
+
+T = TypeVar("T")
+
+_PARALLEL = 8
+# Below this many shards no bar is shown: one new shard in a batch is no event.
+_BAR_FROM = 4
+_PACKED = re.compile(r"\.(tgz|tar\.(gz|bz2|xz|zst|lz4|Z))$", re.IGNORECASE)
+_RANGE = re.compile(r"(\d+)\.\.(\d+)$")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """One file: where it is, its size, and a stamp that is another once it was written anew (its mtime or ETag)."""
+
+    name: str
+    n_bytes: int
+    stamp: str
+
+
+class Shards(Protocol):
+    """A set's shards in their order. `name` says where they are, without credentials."""
+
+    name: str
+    shards: tuple[Shard, ...]
+
+    def path(self, number: int) -> str:
+        """The shard's file on this machine, fetched first if need be. Raises OSError, ValueError if it changed."""
+        ...
+
+    def place(self, number: int) -> str:
+        """Where the shard comes from, for people."""
+        ...
+
+    def is_ready(self, number: int) -> bool:
+        """Tell whether the shard can be mapped without a fetch."""
+        ...
+
+    def prefetch(self, numbers: Sequence[int], *, progress: bool) -> None:
+        """Fetch those that are not on this machine, several at once; a bar where they are many."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class LocalShards:
+    """Files of this machine, as `find_files` gives them."""
+
+    def __init__(self, name: str, paths: Sequence[str]) -> None:
+        self.name = name
+        self.shards = tuple(_local_shard(path) for path in paths)
+
+    def path(self, number: int) -> str:
+        shard = self.shards[number]
+        if _local_shard(shard.name) != shard:
+            raise ValueError(f"{shard.name} has changed since the set was opened: open it again")
+        return shard.name
+
+    def place(self, number: int) -> str:
+        return self.shards[number].name
+
+    def is_ready(self, number: int) -> bool:
+        return True
+
+    def prefetch(self, numbers: Sequence[int], *, progress: bool) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _local_shard(path: str) -> Shard:
+    status = os.stat(path)
+    return Shard(name=path, n_bytes=status.st_size, stamp=str(status.st_mtime_ns))
+
+
+class S3Shards:
+    """The objects under an s3:// URL whose names end in `extension`, kept in the cache folder once fetched.
+
+    The URL is a prefix, an object, or a glob or brace list in its last part. Raises FileNotFoundError where nothing
+    matches, OSError if the store cannot be read, ValueError for compressed shards.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        extension: str,
+        *,
+        cache_dir: str | os.PathLike[str] | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.name = url
+        folder, _, last = url.rpartition("/")
+        patterns = expand_braces(last) if is_pattern(last) or last.endswith(extension) else None
+        if is_pattern(folder):
+            raise ValueError(f"{url}: a pattern may stand after the last '/' only")
+        self._origin = _Bucket(url if patterns is None else folder, storage_options)
+        self.shards = _matching(self._origin.list(), patterns, extension, url)
+        home = hashlib.blake2b("\0".join((self._origin.name, self._origin.identity())).encode(), digest_size=16)
+        self._folder = os.path.join(cache_root(cache_dir), home.hexdigest())
+
+    def _target(self, number: int) -> str:
+        shard = self.shards[number]
+        mark = hashlib.blake2b(f"{shard.n_bytes}\0{shard.stamp}".encode(), digest_size=4).hexdigest()
+        return os.path.join(self._folder, f"{mark}-{shard.name}")
+
+    def path(self, number: int) -> str:
+        if not self.is_ready(number):
+            self._fetch(number)
+        return self._target(number)
+
+    def place(self, number: int) -> str:
+        return self._origin.name + self.shards[number].name
+
+    def is_ready(self, number: int) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            return os.stat(self._target(number)).st_size == self.shards[number].n_bytes
+        return False
+
+    def prefetch(self, numbers: Sequence[int], *, progress: bool) -> None:
+        missing = [number for number in dict.fromkeys(numbers) if not self.is_ready(number)]
+        total = sum(self.shards[number].n_bytes for number in missing)
+        shown = progress and len(missing) >= _BAR_FROM
+        lock = threading.Lock()
+        with Bar(
+            total=total, unit="B", unit_scale=True, desc=f"{len(missing)} shards", leave=False, disable=not shown
+        ) as bar:
+
+            def on_bytes(count: int) -> None:
+                with lock:
+                    bar.update(count)
+
+            for _ in in_threads(lambda number: self._fetch(number, on_bytes), missing):
+                pass
+
+    def _fetch(self, number: int, on_bytes: Callable[[int], object] | None = None) -> None:
+        shard, path = self.shards[number], self._target(number)
+        with only_one(path):
+            if self.is_ready(number):
+                return
+            part = f"{path}.{os.getpid()}-{threading.get_ident()}.part"
+            try:
+                self._origin.fetch(shard.name, part, on_bytes)
+                size = os.stat(part).st_size
+                if size != shard.n_bytes:
+                    raise ValueError(f"{self.place(number)} gave {size} bytes of {shard.n_bytes}")
+                # Written anew between the listing and now, it may be a mixture of two.
+                if self._origin.stamp(shard.name) != shard.stamp:
+                    raise ValueError(f"{self.place(number)} has changed since the set was opened: open it again")
+                os.replace(part, path)
+            finally:
+                Path(part).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self._origin.close()
+
+
+class _Bucket(S3Origin):
+    """An S3Origin that can list the objects right below its prefix."""
+
+    def list(self) -> list[Shard]:
+        found = []
+        try:
+            pages = self._connect().get_paginator("list_objects_v2")
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix, Delimiter="/"):
+                found += [
+                    Shard(name=item["Key"][len(self._prefix) :], n_bytes=item["Size"], stamp=item["ETag"])
+                    for item in page.get("Contents", ())
+                ]
+        except Exception as error:
+            raise self._explained(error, "") from None
+        return found
+
+    def stamp(self, name: str) -> str:
+        try:
+            return self._connect().head_object(Bucket=self._bucket, Key=self._prefix + name)["ETag"]
+        except Exception as error:
+            raise self._explained(error, name) from None
+
+
+def _matching(found: list[Shard], patterns: list[str] | None, extension: str, place: str) -> tuple[Shard, ...]:
+    # As in a shell, hidden files are no part of it (nor, here, the empty name that marks a folder).
+    by_name = {shard.name: shard for shard in found if shard.name and shard.name[0] != "."}
+    names: list[str] = []
+    for pattern in patterns or ["*" + extension]:
+        matched = [pattern] if pattern in by_name else sorted(fnmatch.filter(by_name, pattern))
+        if not matched:
+            refuse_packed(by_name, place)
+            raise FileNotFoundError(f"{place}: there is no {pattern}")
+        names += matched
+    if patterns is None:
+        refuse_packed(by_name, place)
+    _check_names(names, extension, place)
+    return tuple(by_name[name] for name in dict.fromkeys(names))
+
+
+def find_files(place: str, extension: str) -> list[str]:
+    """Give the files of this machine that `place` names and that end in `extension`, as absolute paths.
+
+    place: a folder (its files by name; those in folders below it are not part of the set), a file, a glob, or a brace
+    list such as train-{0000..0146}.tar, in the order written. Raises FileNotFoundError where nothing matches,
+    ValueError for other files and for compressed tars.
+    """
+    whole = os.path.abspath(os.path.expanduser(place))
+    if os.path.isdir(whole):
+        # Hidden files are left out, as a glob does it.
+        names = sorted(entry.name for entry in os.scandir(whole) if entry.is_file() and entry.name[0] != ".")
+        refuse_packed(names, whole)
+        paths = [os.path.join(whole, name) for name in names if name.endswith(extension)]
+        if not paths:
+            raise FileNotFoundError(f"{whole} holds no {extension} file")
+        return paths
+    patterns = [whole] if os.path.exists(whole) else expand_braces(whole)
+    paths = []
+    for pattern in patterns:
+        matched = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
+        if not matched:
+            raise FileNotFoundError(f"{place}: there is no {pattern}")
+        paths += matched
+    refuse_packed(paths, place)
+    _check_names(paths, extension, place)
+    return list(dict.fromkeys(paths))
+
+
+def _check_names(names: Iterable[str], extension: str, place: str) -> None:
+    for name in names:
+        if not name.endswith(extension):
+            raise ValueError(f"{place} takes in {name}, which is no {extension} file")
+
+
+def refuse_packed(names: Iterable[str], place: str) -> None:
+    """Raise ValueError, naming the first, if there is a compressed tar among `names`."""
+    packed = next((name for name in names if _PACKED.search(name)), None)
+    if packed is not None:
+        raise ValueError(
+            f"{place}: {packed} is a compressed tar, where a sample is reached only by unpacking all before it; "
+            "unpack it to a plain .tar (JPEGs hardly shrink)"
+        )
+
+
+def is_pattern(text: str) -> bool:
+    """Tell whether a path holds a glob or a brace list."""
+    return any(letter in text for letter in "*?[{")
+
+
+def expand_braces(text: str) -> list[str]:
+    """Write out {a,b} and {000..146} as a shell does, nested too; a brace that is neither stays as it is."""
+    for start in (found.start() for found in re.finditer(r"\{", text)):
+        depth, commas, stop = 0, [start], None
+        for position in range(start, len(text)):
+            letter = text[position]
+            depth += (letter == "{") - (letter == "}")
+            if letter == "," and depth == 1:
+                commas.append(position)
+            if depth == 0:
+                stop = position
+                break
+        if stop is None:
+            continue
+        before, inside, after = text[:start], text[start + 1 : stop], expand_braces(text[stop + 1 :])
+        numbers = _RANGE.match(inside)
+        if numbers:
+            first, last = numbers.groups()
+            width = len(first) if first[0] == "0" else 0
+            step = 1 if int(first) <= int(last) else -1
+            options = [f"{value:0{width}}" for value in range(int(first), int(last) + step, step)]
+        elif len(commas) > 1:
+            edges = [*commas, stop]
+            options = [option for a, b in itertools.pairwise(edges) for option in expand_braces(text[a + 1 : b])]
+        else:
+            continue
+        return [before + option + rest for option in options for rest in after]
+    return [text]
+
+
+def cache_root(cache_dir: str | os.PathLike[str] | None) -> str:
+    """The folder that fetched files and indexes are kept in: `cache_dir`, or default_cache_dir()."""
+    return os.path.abspath(os.path.expanduser(cache_dir)) if cache_dir is not None else default_cache_dir()
+
+
+@contextlib.contextmanager
+def only_one(path: str) -> Iterator[None]:
+    """Hold the lock of a file in the cache against other threads and processes; look again for the file inside."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path + ".lock", "ab") as file:
+        # Some network file systems have no flock: two may then do the work twice, which the rename keeps safe.
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            # Whoever waits on the removed file finds the work done, or does it beside another: both safe.
+            Path(path + ".lock").unlink(missing_ok=True)
+            # A child forked meanwhile shares the descriptor and would hold the lock on.
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def in_threads(work: Callable[[int], T], numbers: Sequence[int]) -> Iterator[T]:
+    """Give work(number) for each number in order, several at once; the first error ends the rest."""
+    if len(numbers) < 2:
+        yield from map(work, numbers)
+        return
+    pool = ThreadPoolExecutor(min(_PARALLEL, len(numbers)), "slipstream-shards")
+    try:
+        yield from pool.map(work, numbers)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

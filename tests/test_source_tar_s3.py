@@ -1,0 +1,162 @@
+import pickle
+import threading
+from collections import Counter
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+from tar_samples import jpeg, sample, write, write_set
+
+from slipstream.dataset import SlipstreamDataset
+from slipstream.source import ReadError
+from slipstream.source_s3 import S3Origin
+from slipstream.source_tar import open_tar
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLIPSTREAM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def shards(tmp_path):
+    return write_set(tmp_path / "shards")
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def options(server):
+    return {
+        "endpoint_url": server,
+        "region_name": "us-east-1",
+        "aws_access_key_id": "AKIAEXAMPLE",
+        "aws_secret_access_key": "wJalrXUtnFEMI-very-secret",
+    }
+
+
+@pytest.fixture
+def bucket(options, shards):
+    client = boto3.client("s3", **options)
+    client.create_bucket(Bucket="shards")
+    for path in shards.iterdir():
+        client.upload_file(str(path), "shards", f"set/{path.name}")
+    client.put_object(Bucket="shards", Key="set/below/train-009.tar", Body=b"no part of the set")
+    yield client
+    for item in client.list_objects_v2(Bucket="shards").get("Contents", []):
+        client.delete_object(Bucket="shards", Key=item["Key"])
+    client.delete_bucket(Bucket="shards")
+    client.close()
+
+
+def fetched(monkeypatch) -> Counter:
+    counts = Counter()
+    fetch = S3Origin.fetch
+
+    def counted(self, name, path, on_bytes=None):
+        counts[name] += 1
+        fetch(self, name, path, on_bytes)
+
+    monkeypatch.setattr(S3Origin, "fetch", counted)
+    return counts
+
+
+@pytest.mark.parametrize("url", ["s3://shards/set", "s3://shards/set/*.tar", "s3://shards/set/train-{000..002}.tar"])
+def test_shards_in_s3_are_fetched_once(bucket, options, cache, monkeypatch, url):
+    counts = fetched(monkeypatch)
+    dataset = SlipstreamDataset(url, storage_options=options)
+    assert [s["image"] for s in dataset] == [jpeg(n) for n in range(12)]
+    assert dataset[4]["key"] == "train/00004"
+    assert dataset.source.describe(4) == "s3://shards/set/train-001.tar key 'train/00004'"
+    assert [s["image"] for s in SlipstreamDataset(url, storage_options=options)] == [jpeg(n) for n in range(12)]
+    assert counts == {f"train-{n:03d}.tar": 1 for n in range(3)}
+    assert sorted(path.name[9:] for path in cache.rglob("*.tar")) == [f"train-{n:03d}.tar" for n in range(3)]
+    assert not [path for path in cache.rglob("*") if path.suffix in (".part", ".lock")]
+    assert len(SlipstreamDataset("s3://shards/set/train-002.tar", storage_options=options)) == 7
+
+
+def test_shards_missing_from_the_cache_come_back_when_they_are_needed(bucket, options, cache, monkeypatch):
+    open_tar("s3://shards/set/", storage_options=options)
+    for path in cache.rglob("*.tar"):
+        path.unlink()
+    counts = fetched(monkeypatch)
+    source = open_tar("s3://shards/set/", storage_options=options)
+    assert not counts
+    assert source.describe(4) == "s3://shards/set/train-001.tar sample 0"
+    assert not counts
+    assert source.read([4])[0].tobytes() == jpeg(4)
+    source.prefetch([0, 4, 11], progress=False)
+    source.prefetch([0, 4, 11])
+    assert counts == {f"train-{n:03d}.tar": 1 for n in range(3)}
+    assert pickle.loads(pickle.dumps(source)).values([7], "image") == [jpeg(7)]
+
+
+def test_half_a_shard_in_the_cache_is_fetched_again(bucket, options, cache):
+    open_tar("s3://shards/set", storage_options=options)
+    file = next(cache.rglob("*-train-001.tar"))
+    file.write_bytes(file.read_bytes()[:-512])
+    assert open_tar("s3://shards/set", storage_options=options).read([4])[0].tobytes() == jpeg(4)
+
+
+def test_an_object_that_changes_is_noticed(bucket, options, cache, tmp_path):
+    source = open_tar("s3://shards/set", storage_options=options)
+    for path in cache.rglob("*.tar"):
+        path.unlink()
+    newer = write(tmp_path / "new.tar", sample(100)).read_bytes()
+    bucket.put_object(Bucket="shards", Key="set/train-001.tar", Body=newer)
+    with pytest.raises(ReadError, match=r"sample 4 \(s3://shards/set/train-001.tar sample 0\): .*has changed since"):
+        source.read([4])
+    assert not list(cache.rglob("*-train-001.tar"))
+    again = open_tar("s3://shards/set", storage_options=options)
+    assert again.values([4], "image") == [jpeg(100)]
+    bucket.delete_object(Bucket="shards", Key="set/train-000.tar")
+    with pytest.raises(ReadError, match=r"s3://shards/set/train-000.tar does not exist"):
+        source.read([0])
+
+
+def test_threads_and_sources_fetch_a_shard_once(bucket, options, monkeypatch):
+    counts = fetched(monkeypatch)
+    lengths = []
+    threads = [
+        threading.Thread(target=lambda: lengths.append(len(open_tar("s3://shards/set", storage_options=options))))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert lengths == [12] * 4
+    assert counts == {f"train-{n:03d}.tar": 1 for n in range(3)}
+
+
+def test_what_is_not_in_s3_is_named(bucket, options):
+    with pytest.raises(FileNotFoundError, match="s3://shards/none holds neither LitData chunks nor tars"):
+        SlipstreamDataset("s3://shards/none", storage_options=options)
+    with pytest.raises(FileNotFoundError, match=r"there is no train-009\.tar"):
+        SlipstreamDataset("s3://shards/set/train-{000,009}.tar", storage_options=options)
+    with pytest.raises(FileNotFoundError, match="NoSuchBucket"):
+        open_tar("s3://nobody/x", storage_options=options)
+    with pytest.raises(ValueError, match="a pattern may stand after the last '/' only"):
+        open_tar("s3://shards/{set,b}/x.tar", storage_options=options)
+    with pytest.raises(ValueError, match="gs:// is not supported"):
+        open_tar("gs://shards/set")
+    bucket.put_object(Bucket="shards", Key="set/x.tar.zst", Body=b"")
+    with pytest.raises(ValueError, match=r"x\.tar\.zst is a compressed tar"):
+        open_tar("s3://shards/set", storage_options=options)
+
+
+def test_a_broken_shard_in_s3_is_named_and_the_index_not_kept(bucket, options, cache):
+    whole = bucket.get_object(Bucket="shards", Key="set/train-002.tar")["Body"].read()
+    bucket.put_object(Bucket="shards", Key="set/train-002.tar", Body=whole[:3000])
+    with pytest.raises(ValueError, match=r"s3://shards/set/train-002\.tar is cut off") as caught:
+        open_tar("s3://shards/set", storage_options=options)
+    assert "secret" not in str(caught.value)
+    bucket.put_object(Bucket="shards", Key="set/train-002.tar", Body=whole)
+    assert len(open_tar("s3://shards/set", storage_options=options)) == 12
