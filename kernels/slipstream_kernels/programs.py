@@ -85,10 +85,9 @@ def lay_out(
     turn_1 = turn_0 + (pixels * 12)[:, None]
     is_first, is_last = before == 0, before == total - 1
 
-    wide = np.isin(
-        np.arange(len(crop_of)),
-        [n for launch in plan.launches if launch.kind == schedule.BOX_LINE for n in launch.images],
-    )
+    wide = np.zeros(len(crop_of), bool)
+    for launch in plan.launches:
+        wide[launch.images] |= launch.kind == schedule.BOX_LINE
     line_planes = pixels * 6 * wide
     lines = torch.empty(int(line_planes.sum()), dtype=torch.float32, device=device)
     line_0 = lines.data_ptr() + (line_planes.cumsum() - line_planes) * 4
@@ -202,7 +201,7 @@ def choose_kernel(
         return readings_kernel, options, blocks
     if launch.kind == schedule.BOX_LINE:
         return box_line_kernel, {"down": int(launch.line >= schedule.BOX_LINES // 2), **options}, blocks
-    gathers = bool(np.isin(first[:, 0], (SHARPNESS, WARP)).any())
+    gathers = bool(((first[:, 0] == SHARPNESS) | (first[:, 0] == WARP)).any())
     return pixels_kernel, {"GATHERS": gathers, **launch_options(gathers)}, blocks
 
 
