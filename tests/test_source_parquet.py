@@ -20,6 +20,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 
 from slipstream import source_parquet  # noqa: E402
 from slipstream.source_arrow import open_arrow  # noqa: E402
+from slipstream.source_arrow_values import BytesColumn  # noqa: E402
 from slipstream.source_parquet import open_parquet  # noqa: E402
 
 IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
@@ -197,6 +198,16 @@ def test_columns_become_fields_of_their_kinds(tmp_path, write):
     assert source.read([1], "other")[0].shape == (0,)
     with pytest.raises(ReadError, match=r"sample 0 \(.* row group 0 row 0\): field 'late': 'late' is missing"):
         source.read([0, 1], "late")
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary(2), pa.binary_view(), IMAGE])
+def test_bytes_of_slices_and_chunks(kind):
+    data = [b"ab", None, b"cd", b"ef", None, b"gh"]
+    rows = [{"bytes": one, "path": None} if one else None for one in data] if kind is IMAGE else data
+    array = pa.array(rows, kind)
+    for column in (array, pa.chunked_array([array[:1], array[1:1], array[1:]]), array.slice(2, 3), array[5:]):
+        expected = data if len(column) == 6 else data[2:5] if len(column) == 3 else data[5:]
+        assert [one if one is None else one.tobytes() for one in BytesColumn(column)] == expected
 
 
 def test_an_image_stored_as_a_path_only_is_named(tmp_path):

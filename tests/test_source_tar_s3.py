@@ -1,3 +1,4 @@
+import os
 import pickle
 import threading
 from collections import Counter
@@ -134,6 +135,40 @@ def test_threads_and_sources_fetch_a_shard_once(bucket, options, monkeypatch):
         thread.join()
     assert lengths == [12] * 4
     assert counts == {f"train-{n:03d}.tar": 1 for n in range(3)}
+
+
+def test_readers_that_meet_one_missing_shard_fetch_it_once(bucket, options, cache, monkeypatch):
+    sources = [open_tar("s3://shards/set", storage_options=options) for _ in range(2)]
+    for path in cache.rglob("*.tar"):
+        path.unlink()
+    counts = fetched(monkeypatch)
+    barrier = threading.Barrier(6)
+    results = []
+
+    def work(number):
+        barrier.wait()
+        results.append(sources[number % 2].values([11], "image") == [jpeg(11)])
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [True] * 6
+    assert counts == {"train-002.tar": 1}
+
+
+def test_a_shard_that_comes_short_is_not_kept(bucket, options, cache, monkeypatch):
+    fetch = S3Origin.fetch
+
+    def short(self, name, path, on_bytes=None):
+        fetch(self, name, path, on_bytes)
+        os.truncate(path, os.stat(path).st_size - 512)
+
+    monkeypatch.setattr(S3Origin, "fetch", short)
+    with pytest.raises(ValueError, match=r"s3://shards/set/train-00\d\.tar gave \d+ bytes of \d+"):
+        open_tar("s3://shards/set", storage_options=options)
+    assert not [path for path in cache.rglob("*") if path.is_file()]
 
 
 def test_what_is_not_in_s3_is_named(bucket, options):
