@@ -48,6 +48,7 @@ bench: $(READY)  ## the loader and the CPU kernels beside their peers; JSON into
 	$(BIN)/python benchmarks/bench_loader.py --out loader-cpu
 	$(BIN)/python -m pytest benchmarks/bench_crop.py --benchmark-only --benchmark-json=benchmarks/results/crop-cpu.json
 	$(BIN)/python -m pytest benchmarks/bench_color.py --benchmark-only --benchmark-json=benchmarks/results/color-cpu.json
+	$(BIN)/python -m pytest benchmarks/bench_recipe.py --benchmark-only --benchmark-json=benchmarks/results/recipe-cpu.json
 
 gpu:  ## on a GPU machine: the gpu-marked tests, then the GPU benchmarks; JSON into $$OUT
 	bash benchmarks/gpu.sh

@@ -1,9 +1,10 @@
-"""Whole recipes on two CPU threads, from decoded pixels to normalised crops: slipstream and torchvision v2 per sample.
+"""Whole recipes on two CPU threads, from decoded pixels to normalised crops: slipstream, and torchvision per sample.
 
-DINO (blur by Pillow) and DINOv2 (blur by a kernel of 9, as written), 2x224 + 8x96 each. torchvision is used as its users
-do, one image at a time in each of two threads: on uint8 tensors, and on PIL images, which is the official code's way
-(DINO's blur there is Pillow's filter). Random numbers are each library's own and their drawing is in the time. Checked
-before it is timed: every crop's shape and dtype, and the means of all crops of a kind, which agree by chance's bounds.
+DINO (blur by Pillow) and DINOv2 (blur by a kernel of 9, as written), 2x224 + 8x96 each. torchvision v2 is used as its
+users do, one image at a time in each of two threads: on uint8 tensors, and on PIL images, which is the official code's
+way (DINO's blur there is Pillow's filter). Random numbers are each library's own and their drawing is in the time.
+Checked before it is timed: every crop's shape and dtype, and means, deviations and roughness of all crops of a kind,
+which agree within chance.
 
 {result}
 """
@@ -129,7 +130,11 @@ def test_recipe(benchmark, recipe: str, provider: str, arrays: list[np.ndarray],
     run = prepare(recipe, provider, arrays, pool)
     check(run(), prepare(recipe, PROVIDERS[recipe][-1], arrays, pool)())
     written = sum(crop.numel() * crop.element_size() for crop in run().values())
-    benchmark.extra_info |= {"images": IMAGES, "bytes": written + sum(array.nbytes for array in arrays)}
+    benchmark.extra_info |= {
+        "images": IMAGES,
+        "threads": THREADS,
+        "bytes": written + sum(array.nbytes for array in arrays),
+    }
     benchmark.pedantic(run, rounds=5, warmup_rounds=1)
 
 
@@ -137,7 +142,8 @@ def check(crops: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> No
     """Raise AssertionError for crops that are not of the recipe: shapes, and statistics within five standard errors."""
     for name in CROPS:
         size = 224 if name.startswith("global") else 96
-        assert crops[name].shape == (IMAGES, 3, size, size) and crops[name].dtype == torch.float32
+        assert crops[name].shape == (IMAGES, 3, size, size)
+        assert crops[name].dtype == torch.float32
         assert crops[name].isfinite().all()
     for kind in ("global_0", "global_1", "local"):
         mine, theirs = (torch.cat([each[name] for name in CROPS if name.startswith(kind)]) for each in (crops, others))

@@ -48,9 +48,11 @@ def crop_tables(result: Result) -> list[str]:
         rate = benchmark["extra_info"]["bytes"] / seconds / 1e9
         cell = f"{seconds / images * 1e6:.0f} ({rate:.2f})"
         cells.setdefault(benchmark["group"], {})[benchmark["params"]["provider"]] = cell
-    providers = list(next(iter(cells.values())))
+    providers = list(dict.fromkeys(name for row in cells.values() for name in row))
+    count = result["benchmarks"][0]["extra_info"].get("threads", 1)
+    threads = "one thread" if count == 1 else f"{count} threads"
     return [
-        f"Microseconds an image on one thread, median (and GB/s of the bytes that must move). "
+        f"Microseconds an image on {threads}, median (and GB/s of the bytes that must move). "
         f"{circumstances(result['machine_info'])}",
         table(["", *providers], [[group, *(row.get(name, "") for name in providers)] for group, row in cells.items()]),
     ]

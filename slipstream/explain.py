@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from slipstream_kernels import ops
+from slipstream_kernels.schedule import BOX, BOX_LINE, BOX_LINES, WIDE_BOX
 
 from .chain import Chain, Own, Section, Step
+from .stage_blur import PILGaussianBlur, box_radius
 from .stage_program import ProgramStage
 
 if TYPE_CHECKING:
@@ -123,7 +125,23 @@ def _steps(
                     stages = {name: _labels(steps[name], part[0]) for name, part in parts.items()}
                     read, written = (sum(part[place] for part in parts.values()) for place in (1, 2))
                     result.append(Launch(kind=kind, stages=stages, read=read, written=written))
+                wide = {name: part for name, part in parts.items() if kind == BOX and _is_wide(steps[name])}
+                if wide:
+                    stages = {name: _labels(steps[name], part[0]) for name, part in wide.items()}
+                    between = sum(3 * sizes[name][0] * sizes[name][1] for name in wide)
+                    line = Launch(kind=BOX_LINE, stages=stages, read=between, written=between)
+                    result += [line] * BOX_LINES
     return result
+
+
+def _is_wide(step: Any) -> bool:
+    # Whether a Pillow blur in it may be too wide for a tile.
+    if isinstance(step, Section):
+        return any(_is_wide(stage) for _, stage in step.stages)
+    inner = getattr(step, "stages", ())
+    return any(map(_is_wide, inner)) or (
+        isinstance(step, PILGaussianBlur) and float(box_radius(np.array(step.radius, np.float32)).max()) >= WIDE_BOX
+    )
 
 
 def _labels(step: Step, places: Sequence[int]) -> tuple[str, ...]:
