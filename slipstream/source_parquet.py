@@ -52,7 +52,7 @@ class ParquetFiles:
         try:
             # Mapped, a forked child does not move its parent's place in the file.
             return pyarrow.parquet.ParquetFile(path, memory_map=True)
-        except (ValueError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise ValueError(f"{path} is damaged or no Parquet file: {error}") from None
 
     def column(self, file: int, group: int, field: str) -> Any:
@@ -86,7 +86,7 @@ class ParquetFiles:
             batches = opened.iter_batches(_LOOKED_AT, row_groups=[group], columns=[field], use_threads=False)
             try:
                 return next(batches).column(field)
-            except (OSError, ValueError, pa.ArrowException) as error:
+            except (OSError, ValueError, StopIteration, pa.ArrowException) as error:
                 raise ValueError(f"{self.shards.place(file)}: column {field!r} is damaged: {error}") from None
 
     def close(self) -> None:

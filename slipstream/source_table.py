@@ -144,6 +144,11 @@ def one_schema(schemas: list[Any], shards: LocalShards) -> Any:
     """Give the Arrow schema that all files share; ValueError names the first with another, or a name given twice."""
     first = schemas[0]
     for number, schema in enumerate(schemas):
+        try:
+            # Names are decoded where they are looked at, and not before.
+            _ = schema.names, _listed(schema), [kind_of(field.type) for field in schema]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{shards.place(number)} is damaged: {error}") from None
         if not schema.equals(first, check_metadata=False):
             raise ValueError(
                 f"{shards.place(number)} has the columns {_listed(schema)}, {shards.place(0)} has {_listed(first)}: "

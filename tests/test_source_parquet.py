@@ -310,6 +310,13 @@ def test_wrong_offsets_in_an_arrow_file_do_not_lead_out_of_it(saved):
         open_arrow(saved).read([9, 10])
 
 
+def test_a_name_that_is_no_text_is_named(tmp_path):
+    file = write_arrow(tmp_path / "a.arrow", table(range(3)))
+    file.write_bytes(file.read_bytes().replace(b"label", b"l\xffbel"))
+    with pytest.raises(ValueError, match=r"a\.arrow is damaged: .* can't decode byte 0xff"):
+        open_arrow(file)
+
+
 def test_a_file_that_changed_under_an_open_set_is_an_error(folder):
     source = SlipstreamDataset(folder).source
     source.close()
