@@ -273,16 +273,18 @@ def batch_stage_keys(stages: Sequence[BatchStage], seed: int) -> list[int]:
 
 def apply_batch_stages(
     stages: Sequence[BatchStage], keys: Sequence[int], batch: Mapping[str, Any], sample_ids: Any, epoch: int
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], list[Params]]:
     """The stages in order on a finished batch: a pure function of its arguments, which waits for no device.
 
     keys: from `batch_stage_keys`. batch: crops on one device, labels as in MixUp (on the host where they are to be
-    checked). sample_ids: whole numbers [B]. Gives a new dict; no tensor of the batch is changed.
+    checked). sample_ids: whole numbers [B]. Gives a new dict, and what each stage drew; no tensor of the batch is
+    changed.
     """
-    result = dict(batch)
+    result, drawn = dict(batch), []
     for stage, key in zip(stages, keys, strict=True):
-        result = stage.apply(result, stage.sample_params(Draws(key, sample_ids, epoch), stage.sizes(result)))
-    return result
+        drawn.append(stage.sample_params(Draws(key, sample_ids, epoch), stage.sizes(result)))
+        result = stage.apply(result, drawn[-1])
+    return result, drawn
 
 
 def check_batch_stages(field: str, stages: Any) -> tuple[BatchStage, ...]:

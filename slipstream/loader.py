@@ -46,7 +46,8 @@ class SlipstreamLoader:
     stage's own goes before it. num_threads: for decoding and for CPU crops, None is this process's share of the cores.
     prefetch: batches waiting to be taken; up to three more are being made. apply_exif: turn images as their EXIF
     orientation says. batch_stages: MixUp, CutMix, ... on the finished batch. return_plan: add `_plan`, a dict of image
-    field -> Plan, what was drawn for the batch. verbose: a line about the data, and progress of downloads.
+    field -> Plan, what was drawn for the batch, and under `_batch_stages` what each batch stage drew. verbose: a line
+    about the data, and progress of downloads.
 
     A batch is a dict: each crop by its name, [B, 3, h, w] (without names, under its field: a tensor, or a list of
     them); the other fields as int64, float32 or bool [B], equal-shape arrays stacked, anything else as a list; and

@@ -281,10 +281,13 @@ def finish(resources: Resources, drawn: Drawn) -> dict[str, Any]:
     if resources.tells_valid:
         batch["_valid"] = to_device(drawn.valid, resources.device)
     batch["_indices"] = torch.from_numpy(np.array(drawn.sample_ids, np.int64))
-    if resources.return_plan:
-        batch["_plan"] = {field: plan for field, (_, plan, _) in drawn.images.items() if plan is not None}
+    plans: dict[str, Any] = {field: plan for field, (_, plan, _) in drawn.images.items() if plan is not None}
     if resources.batch_stages:
-        batch = apply_batch_stages(resources.batch_stages, resources.batch_keys, batch, drawn.sample_ids, drawn.epoch)
+        batch, plans["_batch_stages"] = apply_batch_stages(
+            resources.batch_stages, resources.batch_keys, batch, drawn.sample_ids, drawn.epoch
+        )
+    if resources.return_plan:
+        batch["_plan"] = plans
     return batch
 
 

@@ -43,7 +43,7 @@ def params_of(stage, sizes=(SIZE,), ids=None, seed: int = 0, epoch: int = 0) -> 
 
 def run(stages, batch, *, ids=None, seed: int = 0, epoch: int = 0) -> dict[str, Any]:
     ids = np.arange(len(batch["label"])) if ids is None else ids
-    return apply_batch_stages(stages, batch_stage_keys(stages, seed), batch, ids, epoch)
+    return apply_batch_stages(stages, batch_stage_keys(stages, seed), batch, ids, epoch)[0]
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 8.0])
@@ -199,9 +199,9 @@ def test_stages_after_one_another_take_the_labels_of_the_first() -> None:
     batch = batch_of(6)
     both = [MixUp(CLASSES, 1.0), CutMix(CLASSES)]
     keys = batch_stage_keys(both, 0)
-    first = apply_batch_stages(both[:1], keys[:1], batch, np.arange(6), 0)
-    expected = apply_batch_stages(both[1:], keys[1:], first, np.arange(6), 0)
-    result = apply_batch_stages(both, keys, batch, np.arange(6), 0)
+    first, _ = apply_batch_stages(both[:1], keys[:1], batch, np.arange(6), 0)
+    expected, _ = apply_batch_stages(both[1:], keys[1:], first, np.arange(6), 0)
+    result, _ = apply_batch_stages(both, keys, batch, np.arange(6), 0)
     assert torch.equal(result["crop0"], expected["crop0"]) and torch.equal(result["label"], expected["label"])
     torch.testing.assert_close(result["label"].sum(1), torch.ones(6))
 

@@ -70,6 +70,18 @@ def test_mixing_is_the_stages_on_the_finished_batch(dataset: SlipstreamDataset) 
             assert other["label"].dtype == torch.int64
 
 
+def test_what_mixing_drew_is_in_the_plan(dataset: SlipstreamDataset) -> None:
+    stage = MixUp(num_classes=3, alpha=0.4)
+    with (
+        make(dataset, FLOATS, batch_stages=[stage], return_plan=True) as mixed,
+        make(dataset, FLOATS) as plain,
+    ):
+        batch, other = next(iter(mixed)), next(iter(plain))
+    (params,) = batch["_plan"]["_batch_stages"]
+    again = stage.apply(other, params)
+    assert torch.equal(again["image"], batch["image"]) and torch.equal(again["label"], batch["label"])
+
+
 def test_the_mixing_number_is_the_samples_whatever_the_batch(dataset: SlipstreamDataset) -> None:
     def own_shares(batch_size: int) -> dict[int, float]:
         shares = {}

@@ -223,7 +223,8 @@ def launch_all(images: Sequence[torch.Tensor], programs: Sequence[np.ndarray], o
         parts += [task_rows(launch, plan, memory, crop_of, joined.shape[1]), groups]
         calls.append((kernel, options, int(shares[crop_of[launch.images]].sum()), len(groups)))
 
-    table = torch.empty(sum(part.size for part in parts), dtype=torch.int64, pin_memory=device.type == "cuda")
+    count = sum(part.size for part in parts)
+    table = torch.empty(count, dtype=torch.int64, device="cpu", pin_memory=device.type == "cuda")
     np.concatenate([part.reshape(-1) for part in parts], out=table.numpy())
     crop_table, operations, *rest = table.to(device, non_blocking=True).split([part.size for part in parts])
     operations = operations.view(torch.float32)
