@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +11,25 @@ import torch
 from PIL import Image
 from slipstream_kernels.ragged import RaggedBatch
 
-from slipstream import MultiCropPipeline, MultiRandomResizedCrop, Normalize, RandomHorizontalFlip, RandomResizedCrop
+from slipstream import (
+    CutMix,
+    FiveCrop,
+    GaussianBlur,
+    MixUp,
+    MultiCropPipeline,
+    MultiRandomResizedCrop,
+    NamedCopies,
+    Normalize,
+    RandomBatchChoice,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    presets,
+)
+from slipstream.batch_stage import apply_batch_stages, batch_stage_keys
 from slipstream.dataset import SlipstreamDataset
 
 pytestmark = pytest.mark.gpu
+DEVICE = "cuda"
 
 CROPS = {
     "global": dict(size=224, scale=(0.4, 1.0), interpolation="bicubic"),
@@ -34,12 +50,22 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> SlipstreamDataset:
     return SlipstreamDataset(local_dir=root)
 
 
+@pytest.fixture(scope="module")
+def labelled(data: SlipstreamDataset, tmp_path_factory: pytest.TempPathFactory) -> SlipstreamDataset:
+    root = tmp_path_factory.mktemp("classes")
+    for index in range(64):
+        path = root / f"class_{index % 4}" / f"{index:03}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data[index]["image"])
+    return SlipstreamDataset(local_dir=root)
+
+
 def loader_of(data: SlipstreamDataset, pipeline=None, **options):
     pytest.importorskip("nvidia.dali")
     from slipstream import SlipstreamLoader
 
     pipelines = {} if pipeline is None else {"image": pipeline}
-    return SlipstreamLoader(data, 16, pipelines=pipelines, **{"device": "cuda", "verbose": False, **options})
+    return SlipstreamLoader(data, 16, pipelines=pipelines, **{"device": DEVICE, "verbose": False, **options})
 
 
 def test_crops_are_the_cpu_kernels_on_the_same_pixels(data: SlipstreamDataset) -> None:
@@ -54,9 +80,22 @@ def test_crops_are_the_cpu_kernels_on_the_same_pixels(data: SlipstreamDataset) -
                 assert batch[name].is_cuda and torch.equal(batch[name].cpu(), crops[name]), name
 
 
-def test_the_host_never_waits_in_the_steady_state(data: SlipstreamDataset) -> None:
+MIXING = {"batch_stages": [RandomBatchChoice([MixUp(num_classes=1000), CutMix(num_classes=1000)])]}
+STEADY = {
+    "flips": (PIPELINE, {}),
+    "dinov2": (presets.dinov2(dtype=torch.bfloat16), {"on_error": "replace"}),
+    "dino": (presets.dino(), {"return_plan": True}),
+    "timm": (presets.supervised_train(style="timm"), {}),
+    "copies": ([RandomResizedCrop(64), NamedCopies(["a", "b"]), MultiCropPipeline({"b": [GaussianBlur(9)]})], {}),
+    "list": (FiveCrop(64), {"tail": "pad", "rank": 1, "world_size": 2}),
+}
+
+
+@pytest.mark.parametrize("name", STEADY)
+def test_the_host_never_waits_in_the_steady_state(data: SlipstreamDataset, name: str) -> None:
     """torch's own waits are errors here; DALI's are not seen (profile for cudaStreamSynchronize)."""
-    with loader_of(data, PIPELINE) as loader:
+    pipeline, options = STEADY[name]
+    with loader_of(data, pipeline, **options) as loader:
         list(loader)
         iterator = iter(loader)
         for _ in range(2):
@@ -67,6 +106,58 @@ def test_the_host_never_waits_in_the_steady_state(data: SlipstreamDataset) -> No
         finally:
             torch.cuda.set_sync_debug_mode("default")
         assert len(batches) == len(loader) - 2
+
+
+def test_mixing_does_not_wait_and_is_the_cpus(labelled: SlipstreamDataset) -> None:
+    stages = [RandomResizedCrop(64), Normalize()]
+    with loader_of(labelled, stages, seed=2, **MIXING) as loader, loader_of(labelled, stages, seed=2) as plain:
+        list(loader)
+        loader.set_epoch(0)
+        iterator = iter(loader)
+        first = next(iterator)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            rest = list(iterator)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert len(rest) == len(loader) - 1
+        unmixed = next(iter(plain))
+        (stage,), ids = MIXING["batch_stages"], unmixed["_indices"].numpy()
+        on_cpu = {"image": unmixed["image"].cpu(), "label": unmixed["label"].cpu()}
+        expected, _ = apply_batch_stages([stage], batch_stage_keys([stage], 2), on_cpu, ids, 0)
+        assert torch.allclose(first["image"].cpu(), expected["image"], atol=1e-6)
+        assert torch.allclose(first["label"].cpu(), expected["label"], atol=1e-6)
+
+
+@pytest.mark.parametrize("policy", ["replace", "skip", "resample"])
+def test_bad_samples_leave_their_neighbours_alone(tmp_path: Path, data: SlipstreamDataset, policy: str) -> None:
+    for index in range(20):
+        encoded = data[index]["image"]
+        (tmp_path / f"{index:02}.jpg").write_bytes(encoded[: len(encoded) // 2] if index % 5 == 3 else encoded)
+    some = SlipstreamDataset(local_dir=tmp_path)
+    with loader_of(some, PIPELINE, seed=3, on_error=policy) as loader, loader_of(data, PIPELINE, seed=3) as whole:
+        good = {n: crop for batch in whole for n, crop in zip(batch["_indices"].tolist(), batch["global"], strict=True)}
+        for batch in loader:
+            for row, number in enumerate(batch["_indices"].tolist()):
+                if policy == "replace" and number % 5 == 3:
+                    assert not batch["_valid"][row]
+                else:
+                    assert number % 5 != 3 and torch.equal(batch["global"][row], good[number])
+        assert [number for number, _, _ in loader.report().bad] == [3, 8, 13, 18]
+
+
+def test_a_run_goes_on_with_the_same_bytes(data: SlipstreamDataset) -> None:
+    stages = presets.dino(local_crops=2)
+    with loader_of(data, stages, shuffle=True, seed=4) as loader:
+        iterator = iter(loader)
+        next(iterator), next(iterator)
+        state = loader.state_dict()
+        rest = list(iterator)
+    with loader_of(data, stages, shuffle=True, seed=4) as other:
+        other.load_state_dict(state)
+        for batch, again in zip(rest, other, strict=True):
+            assert torch.equal(batch["_indices"], again["_indices"])
+            assert all(torch.equal(batch[name], again[name]) for name in ("global_0", "global_1", "local_0"))
 
 
 def test_crops_wait_for_pixels_that_another_stream_still_writes() -> None:
