@@ -23,7 +23,7 @@ from .decode import Decoder
 from .device import choose_device, own_cores, resolve_backend
 from .loading import make_stand_in
 from .pipeline import Pipeline
-from .sampler import Sampler
+from .sampler_windowed import WindowedSampler, make_sampler
 from .shares import Shares, choose_ranks, choose_tail
 from .state import fingerprint, make_state, read_state
 from .workers import CLOSED, Drawn, Resources, Work, end_from_any_thread, finish
@@ -39,8 +39,10 @@ class SlipstreamLoader:
     together do not depend on how many they are. on_error: what becomes of a sample that cannot be read, decoded or
     cropped: "raise"; "replace" it by grey, False in `_valid`; "skip" it, which makes its batch shorter; or "resample"
     another one, as `_indices` shows. `report()` counts them.
-    shuffle: a new order each epoch. seed: of the order, the boxes and the stages. pipelines: image field -> stages,
-    beginning with a crop stage; an image field without one gives a list of decoded uint8 [3, H, W] tensors.
+    shuffle: True for a new order of all samples each epoch; "windowed" for one that reads few chunks at a time (64
+    lanes of chunks in random order, samples shuffled in windows of four chunks). seed: of the order, the boxes and the
+    stages. pipelines: image field -> stages, beginning with a crop stage; an image field without one gives a list of
+    decoded uint8 [3, H, W] tensors.
     exclude_fields: fields not to read. device: None is SLIPSTREAM_DEVICE, else the current CUDA device (LOCAL_RANK's
     under torchrun), else the CPU. backend: None (Triton on CUDA, else the CPU kernels), "triton" or "cpu"; a crop
     stage's own goes before it. num_threads: for decoding and for CPU crops, None is this process's share of the cores.
@@ -66,7 +68,7 @@ class SlipstreamLoader:
         dataset: SlipstreamDataset,
         batch_size: int,
         *,
-        shuffle: bool = False,
+        shuffle: bool | str = False,
         seed: int = 0,
         pipelines: Mapping[str, Any] | None = None,
         exclude_fields: Sequence[str] = (),
@@ -106,7 +108,7 @@ class SlipstreamLoader:
             name: self.backend if each.stage.backend is None else resolve_backend(each.stage.backend, self.device)
             for name, each in compiled.items()
         }
-        self._sampler = Sampler(len(dataset), shuffle=checks.flag("shuffle", shuffle), seed=self.seed)
+        self._sampler = make_sampler(dataset, shuffle, self.seed)
         self._resources = Resources(
             dataset=dataset,
             device=self.device,
@@ -133,7 +135,9 @@ class SlipstreamLoader:
             stand_in=make_stand_in(list(compiled.values())),
         )
         self.pipelines = compiled
-        self._fingerprint = fingerprint(dataset, pipelines or {}, self.seed, shuffle)
+        order = self._sampler
+        how = [shuffle, order.lanes, order.window] if isinstance(order, WindowedSampler) else shuffle
+        self._fingerprint = fingerprint(dataset, pipelines or {}, self.seed, how)
         self._next_epoch = self._next_start = 0
         self._progress: _Progress | None = None
         self._finalizer = weakref.finalize(self, end_from_any_thread, self._resources.close)

@@ -14,7 +14,7 @@ from .decode import DecodeError
 from .source import ReadError
 
 if TYPE_CHECKING:
-    from .sampler import Sampler
+    from .sampler_windowed import Order
     from .workers import Resources
 
 _NO_BYTES = np.zeros(0, np.uint8)
@@ -31,14 +31,14 @@ class Decoded:
     valid: np.ndarray
 
 
-def sample_ids_of(resources: Resources, sampler: Sampler, epoch: int, positions: np.ndarray) -> np.ndarray:
+def sample_ids_of(resources: Resources, sampler: Order, epoch: int, positions: np.ndarray) -> np.ndarray:
     """The sample ids at these positions of an epoch, int64 [n]."""
     ids = sampler.sample_ids(epoch, positions)
     subset = resources.dataset.sample_ids
     return ids if subset is None else subset[ids]
 
 
-def load_batch(resources: Resources, sampler: Sampler, epoch: int, positions: np.ndarray, valid: np.ndarray) -> Decoded:
+def load_batch(resources: Resources, sampler: Order, epoch: int, positions: np.ndarray, valid: np.ndarray) -> Decoded:
     """The samples at these positions, with bad ones by the loader's policy.
 
     Raises ReadError or DecodeError where the policy is to raise, or where resampling finds nothing.

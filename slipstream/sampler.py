@@ -71,11 +71,15 @@ class Sampler:
         outside = (given < 0) | (given >= self.length)
         if outside.any():
             raise IndexError(f"positions must be in [0, {self.length}), got {given[outside][0]}")
-        ids = given.astype(np.int64, order="C", copy=True)
-        if self.shuffle:
-            bits = max(4, (self.length - 1).bit_length())
-            _permute(ids, self.length, bits, self._key & 0xFFFFFFFF, self._key >> 32, epoch)
-        return ids
+        return permute_within(given, self.length, self._key, epoch) if self.shuffle else given.astype(np.int64)
+
+
+def permute_within(values: np.ndarray, length: int, key: int, epoch: int) -> np.ndarray:
+    """The image of each value in [0, length) under the keyed bijection of this epoch: int64 [n], a new array."""
+    images = values.astype(np.int64, order="C", copy=True)
+    bits = max(4, (length - 1).bit_length())
+    _permute(images, length, bits, key & 0xFFFFFFFF, key >> 32, epoch)
+    return images
 
 
 @njit(nogil=True, cache=True)

@@ -200,6 +200,11 @@ class LitDataSource:
                 place += f", path {self.values([sample_id], 'path')[0]!r}"
         return place
 
+    @property
+    def chunk_ends(self) -> np.ndarray:
+        """Samples up to and with each chunk, int64 [C]: what a windowed order needs."""
+        return self._ends
+
     def fingerprint(self) -> str:
         """The same for the same chunks, wherever they are."""
         return repr([(chunk.name, chunk.samples, chunk.n_bytes) for chunk in self._index.chunks])

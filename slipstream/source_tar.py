@@ -46,6 +46,11 @@ class TarSource:
     def __len__(self) -> int:
         return len(self._heads)
 
+    @property
+    def chunk_ends(self) -> np.ndarray:
+        """Samples up to and with each shard, int64 [C]: what a windowed order needs."""
+        return self._ends
+
     def read(self, ids: Sequence[int] | np.ndarray, field: str = "image") -> list[np.ndarray]:
         """Give the members' bytes as read-only uint8 views [n_bytes]; see Source.read. Missing shards are fetched."""
         check_field(field, self.fields)

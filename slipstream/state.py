@@ -15,7 +15,7 @@ from .dataset import SlipstreamDataset
 VERSION = 1
 
 
-def fingerprint(dataset: SlipstreamDataset, pipelines: Mapping[str, Any], seed: int, shuffle: bool) -> dict[str, Any]:
+def fingerprint(dataset: SlipstreamDataset, pipelines: Mapping[str, Any], seed: int, shuffle: Any) -> dict[str, Any]:
     """What must be equal for a state to mean the same samples and crops: numbers, and a mark of each other part."""
     source = dataset.source
     name = getattr(source, "fingerprint", None)

@@ -31,7 +31,7 @@ from .device import to_device
 from .loading import Decoded, load_batch, sample_ids_of
 from .pipeline import Pipeline
 from .plan import Plan
-from .sampler import Sampler
+from .sampler_windowed import Order
 from .shares import Shares
 from .source import ReadError
 
@@ -111,7 +111,7 @@ class Drawn:
 class Work:
     """One epoch's two threads and the channels between them."""
 
-    def __init__(self, resources: Resources, sampler: Sampler, epoch: int, shares: Shares) -> None:
+    def __init__(self, resources: Resources, sampler: Order, epoch: int, shares: Shares) -> None:
         if resources.work is not None:
             resources.work.stop()
         resources.work = self
@@ -194,7 +194,7 @@ class Channel:
             self._changed.notify_all()
 
 
-def decode_batches(resources: Resources, out: Channel, sampler: Sampler, epoch: int, shares: Shares) -> None:
+def decode_batches(resources: Resources, out: Channel, sampler: Order, epoch: int, shares: Shares) -> None:
     # The first thread: ids, bytes, pixels. An error takes its batch's place.
     prefetch = getattr(resources.dataset.source, "prefetch", None)
     for step in range(len(shares)):

@@ -347,7 +347,7 @@ def test_slipstream_device_sets_the_default(monkeypatch, dataset: SlipstreamData
     [
         (dict(batch_size=0), ValueError, "batch_size must be 1 or more, got 0"),
         (dict(batch_size="8"), TypeError, "batch_size must be an int"),
-        (dict(shuffle=1), TypeError, "shuffle must be True or False"),
+        (dict(shuffle=1), TypeError, "shuffle must be True, False or"),
         (dict(seed=0.5), TypeError, "seed must be an int"),
         (dict(prefetch=0), ValueError, "prefetch must be 1 or more"),
         (dict(num_threads=0), ValueError, "num_threads must be 1 or more"),
