@@ -5,7 +5,7 @@ uint8 in, float32 out. torchvision applies its functionals image by image, as to
 worker. Checked before it is timed: the two differ by at most 1e-5 in [0, 1], pixels at solarize's threshold left out.
 `bytes` of a result are each byte read once and each float written once.
 
-On an AMD EPYC (Zen 4), 2026-11-23, 3b3ecae: 0.43 ms an image, torchvision 2.5. Every sample is in results/color-
+On an AMD EPYC (Zen 4), 2026-11-23, b70fe32: 0.44 ms an image, torchvision 2.9. Every sample is in results/color-
 cpu.json.
 """
 

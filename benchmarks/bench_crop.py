@@ -4,8 +4,8 @@ Each provider turns decoded photographs into one uint8 [B, 3, h, w] tensor a cro
 two one-axis Pillow resizes, horizontal first, are the answer; the kernel equals it byte for byte, torchvision within 2.
 `bytes` of a result are what must move at the least: each box's pixels read once, each output byte written once.
 
-On an AMD EPYC (Zen 4), 2026-11-23, 3b3ecae: the kernel takes 0.27 ms an image for 1x224 bilinear and 0.69 ms for 8x96
-bicubic, 0.31 and 0.17 of Pillow's time; torchvision, with 16-bit weights, takes 1.03 to 1.8 times as long. Every
+On an AMD EPYC (Zen 4), 2026-11-23, b70fe32: the kernel takes 0.28 ms an image for 1x224 bilinear and 0.92 ms for 8x96
+bicubic, 0.32 and 0.15 of Pillow's time; torchvision, with 16-bit weights, takes 1.1 to 2.6 times as long. Every
 sample is in results/crop-cpu.json.
 """
 

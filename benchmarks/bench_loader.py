@@ -4,8 +4,8 @@ Every peer is an iterable of batches, one epoch each time it is iterated. Epochs
 machine does falls on all alike, and every peer's batches are checked before it is timed: slipstream's crops with the
 two-pass Pillow oracle at the boxes it returned, byte for byte; the DataLoader's by shape, dtype and mean.
 
-On two cores of an AMD EPYC (Zen 4), 2026-11-23, 3b3ecae, 108 ImageNet photographs, images/s: slipstream decodes 1236,
-1x224 1127 (91 % of that), DINO-6 773 (63 %), its globals normalised 560 (45 %); the DataLoader 651, 775, 473 and 360.
+On two cores of an AMD EPYC (Zen 4), 2026-11-23, b70fe32, 108 ImageNet photographs, images/s: slipstream decodes 1241,
+1x224 1083 (87 % of that), DINO-6 759 (61 %), its globals normalised 566 (46 %); the DataLoader 688, 775, 512 and 340.
 Every sample is in results/loader-cpu.json.
 """
 

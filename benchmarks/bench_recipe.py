@@ -6,7 +6,8 @@ way (DINO's blur there is Pillow's filter). Random numbers are each library's ow
 Checked before it is timed: every crop's shape and dtype, and means, deviations and roughness of all crops of a kind,
 which agree within chance.
 
-{result}
+On two cores of an AMD EPYC (Zen 4), 2026-11-23, b70fe32, milliseconds an image: DINO 1.38, torchvision on PIL 22.7;
+DINOv2 1.96, torchvision 18.7 on tensors and on PIL. Every sample is in results/recipe-cpu.json.
 """
 
 from __future__ import annotations
