@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.stats import kstest, norm
 from slipstream_kernels import ops
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import _auto_augment, functional
 
 from slipstream.draws import Draws, stream_key
@@ -50,7 +50,9 @@ def call_of(transform, name: str, magnitude: float, monkeypatch) -> tuple[str, d
     recorder = Recorder()
     with monkeypatch.context() as patch:
         patch.setattr(_auto_augment, "F", recorder)
-        transform._apply_image_or_video_transform(torch.zeros(3, *SIZE), name, magnitude, "bilinear", {"others": None})
+        transform._apply_image_or_video_transform(
+            torch.zeros(3, *SIZE), name, magnitude, InterpolationMode.BILINEAR, {"others": None}
+        )
     assert len(recorder.calls) <= 1
     return recorder.calls[0] if recorder.calls else None
 
@@ -187,7 +189,7 @@ def test_timms_magnitudes(at: tuple, sign: float) -> None:
         row = row_of(name)
         assert np.allclose(row[1:7], expected, atol=1e-6) if level else (row == 0).all()
     if level:
-        check_warp(row_of("Rotate"), "rotate", dict(angle=sign * degrees, interpolation="bilinear"))
+        check_warp(row_of("Rotate"), "rotate", dict(angle=sign * degrees, interpolation=InterpolationMode.BILINEAR))
 
 
 def test_timms_other_operations_grow_weaker_or_have_no_sign() -> None:

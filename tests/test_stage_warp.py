@@ -11,6 +11,7 @@ import torch
 from slipstream_kernels import ops
 from slipstream_kernels.ops import ProgramFormat
 from slipstream_kernels.reference_programs import run_programs_reference
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from slipstream.draws import Draws, stream_key
@@ -68,7 +69,7 @@ def test_affine_maps_are_torchvisions(size: tuple[int, int], center) -> None:
                 translate=shift,
                 scale=scale,
                 shear=shear,
-                interpolation="bilinear",
+                interpolation=InterpolationMode.BILINEAR,
                 center=None if center is None else list(center),
             )
 
@@ -94,7 +95,7 @@ def test_perspective_maps_are_torchvisions(size: tuple[int, int]) -> None:
     for row, end in zip(program[:, 0], corners.tolist(), strict=True):
 
         def by_torchvision(image, end=end):
-            return functional.perspective(image, start, end, interpolation="bilinear")
+            return functional.perspective(image, start, end, interpolation=InterpolationMode.BILINEAR)
 
         check_places(row[1:9], size, by_torchvision, 1e-3)
 
@@ -162,7 +163,7 @@ def check_pixels(found: torch.Tensor, expected: torch.Tensor, row: np.ndarray) -
 def test_the_stages_rows_run_as_torchvision(interpolation: str, fill, size: tuple[int, int]) -> None:
     image = torch.rand((3, *size), generator=torch.Generator().manual_seed(0))
     draws, options = draws_of(IDS[:6]), dict(interpolation=interpolation, fill=fill)
-    theirs = dict(interpolation=interpolation, fill=list(fill) if isinstance(fill, tuple) else fill)
+    theirs = dict(interpolation=InterpolationMode(interpolation), fill=list(fill) if isinstance(fill, tuple) else fill)
     u = draws.uniform(0, 3)
 
     stages = [
