@@ -9,6 +9,7 @@ is pasted from the partner into each of the C crops (no box: nothing).
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from itertools import accumulate
@@ -26,7 +27,7 @@ Params = dict[str, np.ndarray]
 Sizes = Sequence[tuple[int, int]]
 
 
-class BatchStage:
+class BatchStage(ABC):
     """A stage on a finished batch: subclasses are frozen dataclasses that draw `lam`, `blend` and `box`."""
 
     __slots__ = ()
@@ -35,9 +36,9 @@ class BatchStage:
     crops: Sequence[str] | None
     seed: int | None
 
+    @abstractmethod
     def sample_params(self, draws: Draws, sizes: Sizes) -> Params:
         """Its parameters for each sample; sizes: (h, w) of each crop tensor that is mixed, as `sizes(batch)` gives."""
-        raise NotImplementedError
 
     def sizes(self, batch: Mapping[str, Any]) -> list[tuple[int, int]]:
         """(h, w) of each crop tensor of the batch that is mixed, in the order of `crops`, else of the batch."""

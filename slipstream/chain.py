@@ -151,7 +151,7 @@ class _Run:
     def __init__(self, dtype: torch.dtype | None) -> None:
         self._stages: list[tuple[int | None, ProgramStage | Normalize]] = []
         self._names: list[str] = []
-        self._before = self._dtype = dtype  # None: not known before the batch is there
+        self._dtype = dtype  # None: not known before the batch is there
         self._normalized = dtype is not None and dtype.is_floating_point
 
     def add(self, stage: Any, key: int) -> None:

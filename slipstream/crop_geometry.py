@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +41,7 @@ class ImageSizeError(ValueError):
         self.index = index
 
 
-class Crop:
+class Crop(ABC):
     """One window of each image: subclasses are frozen dataclasses with these fields, and sample a geometry."""
 
     __slots__ = ()
@@ -51,11 +52,11 @@ class Crop:
     memory_format: torch.memory_format
     backend: str | None
 
+    @abstractmethod
     def sample_geometry(
         self, sizes: np.ndarray, draws: Draws | None, within: np.ndarray | None, boxes: np.ndarray | None
     ) -> Geometry:
         """The geometry for images of these sizes, int32 [B, 2]; see crop.sample_geometry."""
-        raise NotImplementedError
 
     def __call__(self, images: Any, *, sample_ids: Any = None, epoch: int = 0) -> torch.Tensor | Any:
         """The crops of these images; with sample_ids a pure function of (seed, sample id, epoch) and the pixels.

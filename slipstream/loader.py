@@ -137,7 +137,7 @@ class SlipstreamLoader:
         self.pipelines = compiled
         order = self._sampler
         how = [shuffle, order.lanes, order.window] if isinstance(order, WindowedSampler) else shuffle
-        self._fingerprint = fingerprint(dataset, pipelines or {}, self.seed, how)
+        self._fingerprint = fingerprint(dataset, pipelines or {}, mixing, self.seed, how)
         self._next_epoch = self._next_start = 0
         self._progress: _Progress | None = None
         self._finalizer = weakref.finalize(self, end_from_any_thread, self._resources.close)

@@ -11,16 +11,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from .progress import Bar
 from .source_folder import FolderSource
 
 _BLOCK = 32
-
-
-class _Bar(tqdm):
-    # Otherwise tqdm starts a thread that stays until the process ends.
-    monitor_interval = 0
 
 
 def pack(
@@ -50,7 +44,7 @@ def pack(
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)
     try:
-        with _Bar(total=len(source), unit="image", disable=not progress) as bar:
+        with Bar(total=len(source), unit="image", disable=not progress) as bar:
             _write(source, partial, size, num_workers, bar)
         os.chmod(partial, 0o777 & ~_umask())
         os.replace(partial, target)

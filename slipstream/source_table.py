@@ -60,6 +60,10 @@ class TableSource:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    def fingerprint(self) -> str:
+        """The same for the same files, wherever they are."""
+        return repr([(shard.name, shard.n_bytes) for shard in self._files.shards.shards])
+
     def read(self, ids: Sequence[int] | np.ndarray, field: str = "image") -> list[np.ndarray]:
         """Give the field's bytes as read-only uint8 [n_bytes], views over maps for Arrow files; see Source.read.
 

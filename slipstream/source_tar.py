@@ -46,6 +46,10 @@ class TarSource:
     def __len__(self) -> int:
         return len(self._heads)
 
+    def fingerprint(self) -> str:
+        """The same for the same tars, wherever they are."""
+        return repr([(shard.name, shard.n_bytes) for shard in self._shards.shards])
+
     @property
     def chunk_ends(self) -> np.ndarray:
         """Samples up to and with each shard, int64 [C]: what a windowed order needs."""

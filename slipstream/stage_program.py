@@ -7,6 +7,7 @@ half to even).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection
 from typing import Any
 
@@ -17,19 +18,19 @@ from slipstream_kernels import ops
 from .draws import Draws
 
 
-class ProgramStage:
+class ProgramStage(ABC):
     """A stage on [0, 1] images: subclasses are frozen dataclasses with `seed`, and sample a program for each image."""
 
     __slots__ = ()
     seed: int | None
 
+    @abstractmethod
     def slots(self) -> tuple[tuple[int, ...], ...]:
         """For each row of its programs, in any order, the operations that may stand there."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sample_program(self, draws: Draws, size: tuple[int, int]) -> np.ndarray:
         """Its operations for each image, float32 [B, K, 16], of crops of this size (h, w)."""
-        raise NotImplementedError
 
     def __call__(self, images: torch.Tensor, *, sample_ids: Any = None, epoch: int = 0) -> torch.Tensor:
         """Images [B, 3, h, w], uint8 or float in [0, 1], transformed; with sample_ids a pure function of (seed, sample

@@ -15,7 +15,9 @@ from .dataset import SlipstreamDataset
 VERSION = 1
 
 
-def fingerprint(dataset: SlipstreamDataset, pipelines: Mapping[str, Any], seed: int, shuffle: Any) -> dict[str, Any]:
+def fingerprint(
+    dataset: SlipstreamDataset, pipelines: Mapping[str, Any], batch_stages: Sequence[Any], seed: int, shuffle: Any
+) -> dict[str, Any]:
     """What must be equal for a state to mean the same samples and crops: numbers, and a mark of each other part."""
     source = dataset.source
     name = getattr(source, "fingerprint", None)
@@ -27,6 +29,7 @@ def fingerprint(dataset: SlipstreamDataset, pipelines: Mapping[str, Any], seed: 
         "seed": seed,
         "shuffle": shuffle,
         "dataset": _mark(of_source.encode() + b"\0" + subset),
+        "batch_stages": _mark(describe_spec(batch_stages).encode()),
         "pipelines": {field: _mark(describe_spec(stages).encode()) for field, stages in pipelines.items()},
     }
 
@@ -45,7 +48,7 @@ def read_state(state: Any, mark: Mapping[str, Any]) -> tuple[int, int]:
     theirs = state["fingerprint"]
     different = [
         f"{name} (saved {theirs.get(name)!r}, here {mark[name]!r})"
-        for name in ("samples", "seed", "shuffle", "dataset")
+        for name in ("samples", "seed", "shuffle", "dataset", "batch_stages")
         if theirs.get(name) != mark[name]
     ]
     saved = theirs.get("pipelines", {})

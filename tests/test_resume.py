@@ -17,6 +17,7 @@ from PIL import Image
 
 from slipstream import (
     ColorJitter,
+    MixUp,
     MultiCropPipeline,
     MultiRandomResizedCrop,
     Normalize,
@@ -116,6 +117,7 @@ def test_a_state_of_another_run_is_refused(folder: Path, tmp_path: Path) -> None
         "seed": make(folder, seed=10),
         "shuffle": make(folder, shuffle=False),
         r"samples \(saved 37, here 1\).*dataset": make(tmp_path),
+        r"different: batch_stages": make(folder, batch_stages=[MixUp(num_classes=3, label="path", crops=["a"])]),
         r"different: pipelines\['image'\]$": make(folder, pipelines={"image": STAGES[:1]}),
     }
     for message, other in others.items():

@@ -23,6 +23,7 @@ from slipstream import (
     Normalize,
     RandomHorizontalFlip,
     RandomResizedCrop,
+    RandomVerticalFlip,
     ToDtype,
 )
 from slipstream.pipeline import Pipeline
@@ -167,6 +168,21 @@ def test_flips_of_neighbours_epochs_and_seeds_are_uncorrelated() -> None:
             for lag in (0, 1) if one is not other else (1, 2):
                 across = np.corrcoef(one[: 40_000 - lag], other[lag:])[0, 1]
                 assert abs(across) < 5 / math.sqrt(40_000)
+
+
+@pytest.mark.parametrize(
+    ("stages", "axes"),
+    [([RandomVerticalFlip(1.0)], (2,)), ([RandomHorizontalFlip(1.0), RandomVerticalFlip(1.0)], (2, 3))],
+)
+def test_upside_down_is_the_crop_reversed(images: list[torch.Tensor], stages: list, axes: tuple[int, ...]) -> None:
+    """In the crop launch, alone on its crops, and alone on images of another dtype and number of channels."""
+    upright = launch([RandomResizedCrop(9)], images)["image"]
+    assert torch.equal(launch([RandomResizedCrop(9), *stages], images)["image"], upright.flip(axes))
+    for crops in (upright, torch.rand(4, 1, 5, 6)):
+        turned = crops
+        for stage in stages:
+            turned = stage(turned, sample_ids=np.arange(len(crops)))
+        assert torch.equal(turned, crops.flip(axes))
 
 
 def test_flips_are_yoked_by_an_explicit_seed(images: list[torch.Tensor]) -> None:
