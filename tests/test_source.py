@@ -1,86 +1,20 @@
 import contextlib
-import io
-import json
 import multiprocessing
 import os
 import pickle
-import struct
-import sys
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import zstandard
-from litdata.streaming import compression, framed_zstd
-from litdata.streaming import writer as litdata_writer
 from litdata.streaming.dataset import StreamingDataset
-from litdata.streaming.writer import BinaryWriter
-from litdata.types import Text
+from litdata_samples import edit_index, jpeg, maps_of, photos, plain, write
 from PIL import Image
 
 from slipstream.source import Kept, ReadError, map_file
 from slipstream.source_fields import PickleRefusedError, plain_unpickle
-from slipstream.source_folder import FolderSource
 from slipstream.source_litdata import open_litdata
-
-
-def jpeg(number: int) -> bytes:
-    pixels = np.random.default_rng(number).integers(0, 256, (8 + number % 5, 9, 3), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG")
-    return file.getvalue()
-
-
-def write(folder: Path, samples: list, *, chunk_size: int = 4, **options) -> Path:
-    writer = BinaryWriter(str(folder), chunk_size=chunk_size, **options)
-    for number, sample in enumerate(samples):
-        writer[number] = sample
-    writer.done()
-    writer.merge()
-    return folder
-
-
-def photos(count: int) -> list[dict]:
-    return [{"image": jpeg(i), "label": i % 3, "path": f"class/{i}.jpg"} for i in range(count)]
-
-
-def edit_index(folder: Path, change) -> None:
-    index = json.loads((folder / "index.json").read_text())
-    change(index)
-    (folder / "index.json").write_text(json.dumps(index))
-
-
-def maps_of(folder: Path) -> list[str]:
-    return [line for line in Path("/proc/self/maps").read_text().splitlines() if str(folder) in line]
-
-
-def plain(samples: list[dict]) -> list[dict]:
-    """Keep litdata from storing the rows as an Arrow table, which it does where pyarrow is installed."""
-    return [{**sample, "path": Text(text=sample["path"])} for sample in samples]
-
-
-@pytest.fixture
-def zstd_codec(monkeypatch):
-    """Give litdata's writer a zstd that is installed; the layout stays litdata's own."""
-
-    class Codec(compression.Compressor):
-        def compress(self, data):
-            return zstandard.ZstdCompressor().compress(bytes(data))
-
-        def decompress(self, data):
-            return zstandard.ZstdDecompressor().decompress(data)
-
-        @classmethod
-        def register(cls, compressors):
-            compressors["zstd"] = cls()
-
-    Codec.register(compression._COMPRESSORS)
-    monkeypatch.setattr(litdata_writer, "make_zstd_codec", lambda *_: Codec())
-    monkeypatch.setattr(framed_zstd, "make_zstd_codec", lambda *_: Codec())
-    yield
-    del compression._COMPRESSORS["zstd"]
 
 
 @pytest.fixture
@@ -229,50 +163,6 @@ def test_everything_else_in_a_pickle_is_refused(data):
         plain_unpickle(data, "x")
 
 
-@pytest.mark.parametrize("level", ["chunk", "batch", "sample"])
-def test_zstd_chunks_are_unpacked_into_the_cache(tmp_path, zstd_codec, level):
-    samples = photos(23)
-    options = {"compression": "zstd", "compression_level": level, "compression_batch_size": 3, "chunk_size": 10}
-    folder = write(tmp_path / "set", plain(samples), **options)
-    source = open_litdata(folder, in_place=True, cache_dir=tmp_path / "cache")
-    assert not (tmp_path / "cache").exists()
-    assert [view.tobytes() for view in source.read(range(23))] == [sample["image"] for sample in samples]
-    assert source.values(range(23), "label") == [sample["label"] for sample in samples]
-    files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
-    assert len(files) == 3
-    assert all(path.suffix == ".unpacked" for path in files)
-    stamps = [path.stat().st_mtime_ns for path in files]
-    again = open_litdata(folder, in_place=True, cache_dir=tmp_path / "cache")
-    assert again.read([22])[0].tobytes() == samples[22]["image"]
-    assert [path.stat().st_mtime_ns for path in files] == stamps
-
-
-@pytest.mark.parametrize("level", ["chunk", "batch", "sample"])
-@pytest.mark.parametrize("harm", ["cut", "garble"])
-def test_a_damaged_compressed_chunk_is_an_error_and_leaves_no_file(tmp_path, zstd_codec, level, harm):
-    folder = write(tmp_path / "set", plain(photos(8)), compression="zstd", compression_level=level, chunk_size=8)
-    chunk = next(folder.glob("chunk*"))
-    data = bytearray(chunk.read_bytes())
-    if harm == "cut":
-        data = data[: len(data) * 2 // 3] + (b"" if level == "chunk" else bytes(len(data) - len(data) * 2 // 3))
-    else:
-        end = 38 if level == "sample" else 200
-        data[8:end] = bytes(end - 8)
-    chunk.write_bytes(data)
-    source = open_litdata(folder, in_place=True, cache_dir=tmp_path / "cache")
-    with pytest.raises(ReadError, match="sample 5 "):
-        source.read([5])
-    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
-
-
-def test_a_compressed_chunk_larger_than_its_index_says_is_refused(tmp_path, zstd_codec):
-    folder = write(tmp_path / "set", plain(photos(8)), compression="zstd", compression_level="chunk", chunk_size=8)
-    next(folder.glob("chunk*")).write_bytes(zstandard.ZstdCompressor().compress(bytes(50_000_000)))
-    source = open_litdata(folder, in_place=True, cache_dir=tmp_path / "cache")
-    with pytest.raises(ReadError, match="its index says"):
-        source.read([0])
-
-
 def test_an_encrypted_set_is_refused_when_it_is_opened(tmp_path):
     encryption = pytest.importorskip("litdata.utilities.encryption")
     write(tmp_path, plain(photos(3)), encryption=encryption.FernetEncryption("secret", level="sample"))
@@ -355,42 +245,6 @@ def test_read_error_names_every_bad_sample(photo_set):
         source.read([0, 5, 6, 9])
     assert [failure[0] for failure in caught.value.failures] == [5, 6]
     assert pickle.loads(pickle.dumps(caught.value)).failures == caught.value.failures
-
-
-@pytest.mark.parametrize("compression", [None, "zstd"])
-def test_rows_that_litdata_stored_as_an_arrow_table_are_unpacked(tmp_path, zstd_codec, compression):
-    pytest.importorskip("pyarrow")
-    samples = [
-        {**sample, "x": 0.5, "yes": True, "boxes": [1, 2], "size": {"w": i}, "a.b": "dot"}
-        for i, sample in enumerate(photos(7))
-    ]
-    folder = write(tmp_path / "set", samples, compression=compression)
-    assert (folder / "chunk-0-0.bin").read_bytes().endswith(b"LDARW01\0")
-    source = open_litdata(folder, in_place=True, cache_dir=tmp_path / "cache")
-    assert [view.tobytes() for view in source.read(range(7))] == [sample["image"] for sample in samples]
-    for field in source.fields:
-        expected = [sample["size"]["w"] if field == "size.w" else sample[field] for sample in samples]
-        assert source.values(range(7), field) == expected
-    assert source.fields["image"] == "image"
-
-
-def test_an_arrow_table_without_pyarrow_is_a_clear_error(tmp_path, monkeypatch):
-    chunk = struct.pack("<III", 1, 12, 12) + b"table" + b"LDARW01\0"
-    folder = write(tmp_path / "set", plain(photos(1)))
-    (folder / "chunk-0-0.bin").write_bytes(chunk)
-    edit_index(folder, lambda index: index["chunks"][0].update(chunk_bytes=len(chunk)))
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    source = open_litdata(folder, in_place=True, cache_dir=tmp_path / "cache")
-    with pytest.raises(ReadError, match="install pyarrow to read it"):
-        source.read([0])
-
-
-def test_a_plain_chunk_in_a_set_said_to_be_compressed_is_read(tmp_path):
-    samples = photos(3)
-    folder = write(tmp_path / "set", plain(samples))
-    edit_index(folder, lambda index: index["config"].update(compression="zstd", compression_level="batch"))
-    source = open_litdata(folder, in_place=True, cache_dir=tmp_path / "cache")
-    assert source.read([2])[0].tobytes() == samples[2]["image"]
 
 
 def test_describe_names_the_chunk_and_the_path_and_never_raises(photo_set):
@@ -483,63 +337,3 @@ def test_pickled_and_forked_copies_read(photo_set):
         child.join(20)
         assert child.exitcode == 0
     assert queue.get() == samples[11]["image"]
-
-
-def test_folder_equals_torchvision_image_folder(tmp_path):
-    torchvision = pytest.importorskip("torchvision", exc_type=ImportError)
-    for number, name in enumerate(
-        ["b/2.jpg", "b/10.JPG", "B/x.jpg", "a/z/1.png", "a/c.jpeg", "a/.h.jpg", "b/note.txt"]
-    ):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(jpeg(number))
-    (tmp_path / "root.jpg").write_bytes(jpeg(9))
-    source = FolderSource(tmp_path)
-    theirs = torchvision.datasets.ImageFolder(tmp_path)
-    assert list(source.classes) == theirs.classes
-    ids = range(len(theirs))
-    pairs = list(zip(map(source.describe, ids), source.values(ids, "label"), strict=True))
-    assert pairs == theirs.samples
-    assert [str(tmp_path / path) for path in source.values(ids, "path")] == [path for path, _ in theirs.samples]
-    assert [v.tobytes() for v in source.read(ids)] == [Path(path).read_bytes() for path, _ in theirs.samples]
-    assert source.fields == {"image": "image", "label": "int", "path": "str"}
-
-
-def test_flat_folder_has_no_label(tmp_path):
-    for number in range(3):
-        (tmp_path / f"{number}.jpg").write_bytes(jpeg(number))
-    source = FolderSource(tmp_path)
-    assert source.fields == {"image": "image", "path": "str"}
-    assert source.values([2, 0], "path") == ["2.jpg", "0.jpg"]
-    with pytest.raises(KeyError, match="label"):
-        source.values([0], "label")
-
-
-def test_folder_errors(tmp_path):
-    with pytest.raises(ValueError, match="holds no image file"):
-        FolderSource(tmp_path)
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "1.jpg").write_bytes(jpeg(1))
-    (tmp_path / "full" / "2.jpg").write_bytes(b"")
-    (tmp_path / "bare").mkdir()
-    with pytest.raises(ValueError, match="class folder 'bare'"):
-        FolderSource(tmp_path)
-    (tmp_path / "bare").rmdir()
-    source = FolderSource(tmp_path)
-    assert len(source.read([1])[0]) == 0
-    (tmp_path / "full" / "1.jpg").unlink()
-    with pytest.raises(ReadError, match=r"sample 0 \(.*full/1.jpg\): No such file"):
-        source.read([1, 0])
-
-
-def test_folder_batches_hold_no_descriptors(tmp_path):
-    for number in range(300):
-        (tmp_path / f"{number:03}.jpg").write_bytes(jpeg(number))
-    source = FolderSource(tmp_path)
-    before = len(os.listdir("/proc/self/fd"))
-    views = source.read(range(300))
-    assert len(os.listdir("/proc/self/fd")) == before
-    assert len(maps_of(tmp_path)) == 300
-    del views
-    assert len(maps_of(tmp_path)) <= 64
-    source.close()
-    assert maps_of(tmp_path) == []

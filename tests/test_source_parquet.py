@@ -1,15 +1,14 @@
 import io
 import json
-import multiprocessing
 import os
 import pickle
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from source_readers import check_other_readers
 
 from slipstream.dataset import SlipstreamDataset
 from slipstream.loader import SlipstreamLoader
@@ -363,30 +362,8 @@ def test_the_loader_yields_what_it_yields_from_a_folder_of_the_same_files(tmp_pa
             assert all((x == y).all() for x, y in zip(images["image"], other["image"], strict=True))
 
 
-def _child(source, queue):
-    queue.put([view.tobytes() for view in source.read([11, 0])])
-
-
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_other_processes_and_threads_read_the_same(folder, method):
     source = SlipstreamDataset(folder).source
     assert source.read([0])[0].tobytes() == jpeg(0)
-    copy = pickle.loads(pickle.dumps(source))
-    context = multiprocessing.get_context(method)
-    queue = context.Queue()
-    child = context.Process(target=_child, args=(source, queue))
-    child.start()
-    assert queue.get(timeout=120) == [jpeg(11), jpeg(0)]
-    child.join()
-    results = []
-
-    def work(seed):
-        ids = np.random.default_rng(seed).integers(0, 23, 50)
-        results.append(copy.values(ids, "image") == [jpeg(n) for n in ids])
-
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert results == [True] * 8
+    check_other_readers(source, pickle.loads(pickle.dumps(source)), method, [jpeg(number) for number in range(23)])
