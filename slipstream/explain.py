@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from slipstream_kernels import ops
-from slipstream_kernels.schedule import BOX, BOX_LINE, BOX_LINES, WIDE_BOX
+from slipstream_kernels import ops, schedule
 
-from .chain import Chain, Own, Section, Step
+from .chain import Chain, Own, Section
 from .stage_blur import PILGaussianBlur, box_radius
 from .stage_program import ProgramStage
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from .pipeline import Pipeline
 
 FLOAT = 4  # bytes of a value between two passes
+LAST_LINE = schedule.BOX_LINES - 1
 MOST_PROGRAMS = 4096  # of one section that are looked at
 
 
@@ -110,96 +110,97 @@ def _steps(
     result = []
     for number in range(max((len(chain.steps) for chain in chains.values()), default=0)):
         steps = {name: chain.steps[number] for name, chain in chains.items() if number < len(chain.steps)}
-        passes = []
+        parts = []
         for name, step in steps.items():
             if isinstance(step, Own):
                 result.append(Launch(kind="own", stages={name: (step.label,)}, read=0, written=0))
                 continue
-            pixels = 3 * sizes[name][0] * sizes[name][1]
             before, dtypes[name] = dtypes[name], step.output_dtype(dtypes[name])
-            passes.append((name, _passes(step, pixels * before.itemsize, pixels * dtypes[name].itemsize, pixels)))
-        for index in range(max((len(each) for _, each in passes), default=0)):
-            for kind in ("readings", "equalize", "pixels", "blur", "box blur"):
-                parts = {name: each[index][kind] for name, each in passes if index < len(each) and kind in each[index]}
-                if parts:
-                    stages = {name: _labels(steps[name], part[0]) for name, part in parts.items()}
-                    read, written = (sum(part[place] for part in parts.values()) for place in (1, 2))
-                    result.append(Launch(kind=kind, stages=stages, read=read, written=written))
-                wide = {name: part for name, part in parts.items() if kind == BOX and _is_wide(steps[name])}
-                if wide:
-                    stages = {name: _labels(steps[name], part[0]) for name, part in wide.items()}
-                    between = sum(3 * sizes[name][0] * sizes[name][1] for name in wide)
-                    line = Launch(kind=BOX_LINE, stages=stages, read=between, written=between)
-                    result += [line] * BOX_LINES
+            values = 3 * sizes[name][0] * sizes[name][1]
+            parts.append(_Part(name, step, values, values * before.itemsize, values * dtypes[name].itemsize))
+        result += _shared_launches(parts)
     return result
 
 
-def _is_wide(step: Any) -> bool:
-    # Whether a Pillow blur in it may be too wide for a tile.
-    if isinstance(step, Section):
-        return any(_is_wide(stage) for _, stage in step.stages)
-    inner = getattr(step, "stages", ())
-    return any(map(_is_wide, inner)) or (
-        isinstance(step, PILGaussianBlur) and float(box_radius(np.array(step.radius, np.float32)).max()) >= WIDE_BOX
-    )
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One crop's section: how many values an image has, and the bytes of what it takes and gives."""
+
+    name: str
+    section: Section
+    values: int
+    read: int
+    written: int
 
 
-def _labels(step: Step, places: Sequence[int]) -> tuple[str, ...]:
-    if not isinstance(step, Section) or not step.stages:
-        return (step.label,)
-    return tuple(type(step.stages[place][1]).__name__ for place in places)
-
-
-def _passes(section: Section, read: int, written: int, pixels: int) -> list[dict[str, tuple[list[int], int, int]]]:
-    # For each pass of a section its launches: kind -> places of the stages in it, bytes read and written, at the most.
-    # read, written: bytes of what the section takes and gives.
-    program, owners = every_program(section)
-    passes = ops.split_passes(program)
-    codes = program[..., 0].astype(int)
-    last = np.where(passes[..., 1] > passes[..., 0], np.arange(passes.shape[1]), 0).max(1)
-    result: list[dict[str, tuple[list[int], int, int]]] = []
-    for index in range(passes.shape[1]):
-        found: dict[str, tuple[list[int], int, int]] = {}
-        for image, (first, end) in enumerate(passes[:, index].tolist()):
-            if end <= first:
-                continue
-            begun = bool((passes[image, :index, 1] > passes[image, :index, 0]).any())
-            source = pixels * FLOAT if begun else read
-            target = written if index == last[image] else pixels * FLOAT
-            rows = [row for row in range(first, end) if codes[image, row] != ops.NOTHING]
-            for kind, part in _kinds(codes[image], rows).items():
-                stages, most_read, most_written = found.get(kind, ([], 0, 0))
-                stages = sorted({*stages, *(owners[row] for row in part)})
-                writes = 0 if kind in ("readings", "equalize") else target
-                found[kind] = (stages, max(most_read, source), max(most_written, writes))
-        result.append(found)
+def _shared_launches(parts: Sequence[_Part]) -> list[Launch]:
+    # What the launcher itself would do with a batch that holds every program of every crop.
+    if not parts:
+        return []
+    programs, owners = zip(*(every_program(part.section) for part in parts), strict=True)
+    joined = schedule.join_programs(programs)
+    plan = schedule.plan_launches(joined)
+    crop_of = np.repeat(np.arange(len(parts)), [len(program) for program in programs])
+    live = plan.passes[..., 1] > plan.passes[..., 0]
+    result = []
+    for launch in plan.launches:
+        stages: dict[int, set[int]] = {}
+        most: dict[int, tuple[int, int]] = {}
+        for image in launch.images.tolist():
+            crop = int(crop_of[image])
+            part, shift = parts[crop], joined.shape[1] - programs[crop].shape[1]
+            first, end = plan.passes[image, launch.number].tolist()
+            reading = launch.kind in (schedule.READINGS, schedule.EQUALIZE_TABLES)
+            if reading:
+                end = int(plan.read_at[image, launch.number]) + 1
+            used = {owners[crop][row - shift] for row in range(first, end) if joined[image, row, 0] != ops.NOTHING}
+            stages.setdefault(crop, set()).update(used)
+            begun, goes_on = live[image, : launch.number].any(), live[image, launch.number + 1 :].any()
+            wide = launch.kind == schedule.BOX_LINE
+            read = part.values * FLOAT if begun or (wide and launch.line) else part.read
+            written = part.values * FLOAT if goes_on or (wide and launch.line < LAST_LINE) else part.written
+            before = most.get(crop, (0, 0))
+            most[crop] = max(before[0], read), max(before[1], 0 if reading else written)
+        result.append(
+            Launch(
+                kind=launch.kind,
+                stages={parts[crop].name: _labels(parts[crop].section, sorted(used)) for crop, used in stages.items()},
+                read=sum(read for read, _ in most.values()),
+                written=sum(written for _, written in most.values()),
+            )
+        )
     return result
 
 
-def _kinds(codes: np.ndarray, rows: Sequence[int]) -> dict[str, list[int]]:
-    # The launches of one image's pass: kind -> the rows that are in it.
-    kinds: dict[str, list[int]] = {}
-    for place, row in enumerate(rows):
-        if codes[row] in ops.STATISTICS:
-            kinds["equalize" if codes[row] == ops.EQUALIZE else "readings"] = list(rows[: place + 1])
-    blurs = {ops.GAUSSIAN_BLUR: "blur", ops.BOX_BLUR: "box blur"}
-    kinds[blurs.get(int(codes[rows[0]]), "pixels") if rows else "pixels"] = list(rows)
-    return kinds
+def _labels(section: Section, places: Sequence[int]) -> tuple[str, ...]:
+    if not section.stages:
+        return (section.label,)
+    return tuple(type(section.stages[place][1]).__name__ for place in places)
 
 
 def every_program(section: Section) -> tuple[np.ndarray, list[int]]:
-    """Programs that hold each operation of a section, or NOTHING in its place, in every way: float32 [N, K, 16] with no
-    parameters, and the place of each row's stage in the section."""
-    slots: list[tuple[int, ...]] = []
+    """Programs that hold each operation of a section, or NOTHING in its place, in every way, float32 [N, K, 16], of a
+    box blur its widest too; and the place of each row's stage in the section."""
+    slots: list[tuple[tuple[int, float], ...]] = []
     owners: list[int] = []
     for place, (_, stage) in enumerate(section.stages):
         random = isinstance(stage, ProgramStage)
         for codes in stage.slots() if random else ((ops.NORMALIZE,),):
-            slots.append((*codes, ops.NOTHING) if random else codes)
+            found = [(code, 0.0) for code in codes]
+            if ops.BOX_BLUR in codes:
+                found.append((ops.BOX_BLUR, _widest_box(stage)))
+            slots.append((*found, *([(ops.NOTHING, 0.0)] if random else [])))
             owners.append(place)
     if not slots:
         return np.zeros((1, 1, ops.OP_WIDTH), np.float32), [0]
-    codes = np.array(list(islice(product(*slots), MOST_PROGRAMS)))
-    program = np.zeros((*codes.shape, ops.OP_WIDTH), np.float32)
-    program[..., 0] = codes
+    chosen = np.array(list(islice(product(*slots), MOST_PROGRAMS)), np.float32)
+    program = np.ones((*chosen.shape[:2], ops.OP_WIDTH), np.float32)
+    program[..., :2] = chosen
     return program, owners
+
+
+def _widest_box(stage: Any) -> float:
+    # The largest box radius of the Pillow blurs in a stage, those inside it too.
+    if isinstance(stage, PILGaussianBlur):
+        return float(box_radius(np.array(stage.radius, np.float32)).max())
+    return max(map(_widest_box, getattr(stage, "stages", ())), default=0.0)

@@ -84,6 +84,18 @@ def test_no_batch_of_a_preset_launches_more(stages: list[Any]) -> None:
         assert all(kind in drawn for kind in kinds), (kinds, most)  # in this order, some left out
 
 
+def test_crops_of_unlike_chains_share_what_they_can() -> None:
+    """A crop that begins with its blur waits for the other's launch; one of Pillow's has its own."""
+    crops = {"a": dict(size=24), "b": dict(size=16), "c": dict(size=8)}
+    stages = {"a": [JITTER, GaussianBlur(9), BF16], "b": [GaussianBlur(9, p=0.5), BF16], "c": [RandomSolarize(128)]}
+    pipeline = Pipeline([MultiRandomResizedCrop(crops), MultiCropPipeline(stages)])
+    found = launches(pipeline)[2:]
+    assert [each.kind for each in found] == ["readings", "pixels", "blur"]
+    plan = pipeline.draw(np.full((3000, 2), 40, np.int32), np.arange(3000), 0)
+    assert count_launches([steps[0] for steps in plan.steps.values()]) == ["readings", "pixels", "blur"]
+    assert list(found[0].stages) == ["a"] and set(found[2].stages) == {"a", "b"}
+
+
 def test_bytes_are_those_of_the_tensors() -> None:
     weights, crops, readings, pixels, blur = launches(pipeline_of(CHAINS["dinov2"][0]))
     values = 3 * (24 * 24 + 16 * 16)
