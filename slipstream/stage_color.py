@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from itertools import permutations
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from slipstream_kernels import ops
@@ -83,24 +83,32 @@ class ColorJitter(ProgramStage):
         return where(words[:, 0, 0] * 2.0**-32 < self.p, program)
 
 
-@dataclass(frozen=True, slots=True)
-class RandomGrayscale(ProgramStage):
-    """Grey (0.2989 r + 0.587 g + 0.114 b, in all three channels) with probability p: torchvision's RandomGrayscale."""
-
-    p: float = 0.1
-    _: KW_ONLY
-    seed: int | None = None
+class _OneOperation(ProgramStage):
+    # One operation without parameters, with probability p.
+    __slots__ = ()
+    operation: ClassVar[int]
+    p: float
 
     def __post_init__(self) -> None:
         checks.settle(self, p=checks.probability("p", self.p), seed=checks.seed("seed", self.seed))
 
     def slots(self) -> tuple[tuple[int, ...], ...]:
         """One operation."""
-        return ((ops.GREY,),)
+        return ((self.operation,),)
 
     def sample_program(self, draws: Draws, size: tuple[int, int]) -> np.ndarray:
         """Word 0 of block 0 decides."""
-        return where(applied(draws, self.p), rows(len(draws), ops.GREY))
+        return where(applied(draws, self.p), rows(len(draws), self.operation))
+
+
+@dataclass(frozen=True, slots=True)
+class RandomGrayscale(_OneOperation):
+    """Grey (0.2989 r + 0.587 g + 0.114 b, in all three channels) with probability p: torchvision's RandomGrayscale."""
+
+    p: float = 0.1
+    _: KW_ONLY
+    seed: int | None = None
+    operation: ClassVar[int] = ops.GREY
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,63 +165,33 @@ class RandomPosterize(ProgramStage):
 
 
 @dataclass(frozen=True, slots=True)
-class RandomInvert(ProgramStage):
+class RandomInvert(_OneOperation):
     """1 - x with probability p: torchvision's RandomInvert."""
 
     p: float = 0.5
     _: KW_ONLY
     seed: int | None = None
-
-    def __post_init__(self) -> None:
-        checks.settle(self, p=checks.probability("p", self.p), seed=checks.seed("seed", self.seed))
-
-    def slots(self) -> tuple[tuple[int, ...], ...]:
-        """One operation."""
-        return ((ops.INVERT,),)
-
-    def sample_program(self, draws: Draws, size: tuple[int, int]) -> np.ndarray:
-        """Word 0 of block 0 decides."""
-        return where(applied(draws, self.p), rows(len(draws), ops.INVERT))
+    operation: ClassVar[int] = ops.INVERT
 
 
 @dataclass(frozen=True, slots=True)
-class RandomAutocontrast(ProgramStage):
+class RandomAutocontrast(_OneOperation):
     """Stretch each channel from its (min, max) to (0, 1), with probability p: torchvision's RandomAutocontrast."""
 
     p: float = 0.5
     _: KW_ONLY
     seed: int | None = None
-
-    def __post_init__(self) -> None:
-        checks.settle(self, p=checks.probability("p", self.p), seed=checks.seed("seed", self.seed))
-
-    def slots(self) -> tuple[tuple[int, ...], ...]:
-        """One operation."""
-        return ((ops.AUTOCONTRAST,),)
-
-    def sample_program(self, draws: Draws, size: tuple[int, int]) -> np.ndarray:
-        """Word 0 of block 0 decides."""
-        return where(applied(draws, self.p), rows(len(draws), ops.AUTOCONTRAST))
+    operation: ClassVar[int] = ops.AUTOCONTRAST
 
 
 @dataclass(frozen=True, slots=True)
-class RandomEqualize(ProgramStage):
+class RandomEqualize(_OneOperation):
     """Make each channel's histogram flat, with probability p: torchvision's RandomEqualize on float images."""
 
     p: float = 0.5
     _: KW_ONLY
     seed: int | None = None
-
-    def __post_init__(self) -> None:
-        checks.settle(self, p=checks.probability("p", self.p), seed=checks.seed("seed", self.seed))
-
-    def slots(self) -> tuple[tuple[int, ...], ...]:
-        """One operation."""
-        return ((ops.EQUALIZE,),)
-
-    def sample_program(self, draws: Draws, size: tuple[int, int]) -> np.ndarray:
-        """Word 0 of block 0 decides."""
-        return where(applied(draws, self.p), rows(len(draws), ops.EQUALIZE))
+    operation: ClassVar[int] = ops.EQUALIZE
 
 
 def _factors(field: str, value: Any, centre: float) -> tuple[float, float]:
