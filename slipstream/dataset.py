@@ -112,7 +112,8 @@ class SlipstreamDataset(torch.utils.data.Dataset):
         return (self[position] for position in range(len(self)))
 
     def _decode(self, sample_id: int, field: str) -> torch.Tensor:
-        from .decode import DecodeError, decode_with_pillow
+        from .decode import DecodeError
+        from .decode_pillow import decode_with_pillow
 
         data = self.source.read([sample_id], field)[0]
         try:

@@ -1,4 +1,4 @@
-"""Encoded images to a ragged batch of RGB pixels, on the GPU or the CPU: the only file that imports DALI.
+"""Encoded images to a ragged batch of RGB pixels, on the GPU or the CPU.
 
 One bad sample fails DALI's whole batch, and its message does not say which one. So sizes are read from the headers
 before any decoder sees the bytes, and after a failed batch every sample is decoded alone: by DALI, then by Pillow.
@@ -6,7 +6,6 @@ before any decoder sees the bytes, and after a failed batch every sample is deco
 
 from __future__ import annotations
 
-import io
 import os
 import threading
 import warnings
@@ -16,23 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from slipstream_kernels.ragged import RaggedBatch
 
+from .decode_dali import DALI_FORMATS, DaliPipeline
+from .decode_pillow import check_pixels, decode_with_pillow
+from .decode_rows import Rows
 from .header import HeaderError, read_header
-
-# DALI also takes TIFF and PNM, but not rightly: two-channel and float TIFFs come out as wrong pixels without an error,
-# PNM values are not scaled when their maximum is not 255, and a TIFF's orientation is not what Pillow makes of it.
-_DALI_FORMATS = frozenset({"jpeg", "png", "bmp", "webp", "jpeg2000"})
-# Pillow also opens formats that run other programs (EPS) or that are no photographs; these are enough for images.
-_PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "JPEG2000", "PPM", "GIF", "AVIF")
-# The share of a batch's baseline JPEGs that goes to the GPU's JPEG engines, where it has any; the rest goes to CUDA.
-_HW_DECODER_LOAD = 0.65
-
-# By process: a lock that another thread held at a fork stays locked in the child.
-_pillow_locks: dict[int, threading.Lock] = {}
-# Pipelines inherited through a fork: their threads do not exist in the child, and ending them would wait for ever.
-_inherited: list[Any] = []
 
 
 class DecodeError(RuntimeError):
@@ -48,47 +36,6 @@ class DecodeError(RuntimeError):
     def __str__(self) -> str:
         lines = (f"sample {sample_id} ({path}): {reason}" for sample_id, path, reason in self.failures)
         return "\n  ".join((f"{len(self.failures)} image(s) could not be decoded:", *lines))
-
-
-def decode_with_pillow(data: np.ndarray, *, max_pixels: int | None = None, apply_exif: bool = False) -> np.ndarray:
-    """Decode one image as `Image.open(...).convert("RGB")` does, refusing damaged data.
-
-    `data` is uint8 [n_bytes]; the result is uint8 [H, W, 3]. 16-bit grey is scaled to 8 bits by rounding v / 257 as
-    DALI does (Pillow's own conversion clips it). Raises ValueError for more than `max_pixels` pixels and for 32-bit or
-    float pixels, and whatever Pillow raises for data that it cannot decode whole; Pillow's own limit,
-    twice Image.MAX_IMAGE_PIXELS, holds too.
-    """
-    # Pillow warns of large and oddly made images; where users turn warnings into errors that would fail a good sample.
-    # catch_warnings changes state of the whole process, hence the lock.
-    with _pillow_locks.setdefault(os.getpid(), threading.Lock()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        Image.init()  # loads the plugins once; which ones there are depends on how Pillow was built
-        formats = [name for name in _PILLOW_FORMATS if name in Image.OPEN]
-        stream = io.BytesIO(data)  # pyright: ignore[reportArgumentType]  (its stubs know no buffers before Python 3.12)
-        try:
-            opened = Image.open(stream, formats=formats)
-        except UnidentifiedImageError:
-            # Pillow's own message names the stream by its address.
-            reason = f"no image that Pillow knows: {len(data)} bytes, beginning {bytes(data[:8])!r}"
-            raise UnidentifiedImageError(reason) from None
-        with opened as image:
-            _check_pixels(image.height, image.width, max_pixels)
-            image.load()
-            if apply_exif:
-                ImageOps.exif_transpose(image, in_place=True)
-            if image.mode.startswith("I;16"):
-                grey = np.asarray(image).astype(np.uint32)
-                return np.repeat(((grey + 128) // 257).astype(np.uint8)[:, :, None], 3, axis=2)
-            if image.mode in ("I", "F"):
-                raise ValueError(f"pixels of Pillow's mode {image.mode!r} have no 8-bit form: store 8 or 16 bits")
-            return np.array(image.convert("RGB"))
-
-
-def _check_pixels(height: int, width: int, max_pixels: int | None) -> None:
-    if max_pixels is not None and height * width > max_pixels:
-        raise ValueError(
-            f"the header says height {height} and width {width}: {height * width} pixels, max_pixels is {max_pixels}"
-        )
 
 
 class Decoder:
@@ -122,7 +69,7 @@ class Decoder:
         self._closed = False
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._reading: deque[tuple[Any, tuple[np.ndarray, ...]]] = deque()  # encoded bytes until the GPU has read them
-        self._pipeline = _Pipeline(device, max_batch=max_batch, num_threads=num_threads, apply_exif=apply_exif)
+        self._pipeline = DaliPipeline(device, max_batch=max_batch, num_threads=num_threads, apply_exif=apply_exif)
         self._pipeline.build()
 
     def decode(
@@ -203,22 +150,8 @@ class Decoder:
         self, encoded: Sequence[np.ndarray], stand_in: np.ndarray | None
     ) -> tuple[RaggedBatch | None, dict[int, str]]:
         reasons: dict[int, str] = {}
-        known: list[int] = []  # rows for DALI
-        alone: list[int] = []
-        for row, data in enumerate(encoded):
-            try:
-                header = read_header(data)
-            except HeaderError:
-                alone.append(row)  # Pillow may know the format
-                continue
-            try:
-                _check_pixels(header.height, header.width, self._max_pixels)
-            except ValueError as error:
-                reasons[row] = str(error)
-                continue
-            (known if header.format in _DALI_FORMATS else alone).append(row)
-
-        table = _Table(len(encoded), self._device, self._stream)
+        table = Rows(len(encoded), self._device, self._stream)
+        known, alone = self._sort(encoded, reasons)
         failure = ""
         if known:
             self._pipeline.build()  # outside: that a new pipeline cannot be made is no image's fault
@@ -244,12 +177,33 @@ class Decoder:
             table.put_array(row, stand_in)
         return table.batch(), reasons
 
+    def _sort(self, encoded: Sequence[np.ndarray], reasons: dict[int, str]) -> tuple[list[int], list[int]]:
+        """Which rows DALI takes and which are decoded alone, by their headers; the rest is refused: into `reasons`."""
+        known: list[int] = []
+        alone: list[int] = []
+        for row, data in enumerate(encoded):
+            try:
+                header = read_header(data)
+            except HeaderError:
+                alone.append(row)  # Pillow may know the format
+                continue
+            try:
+                check_pixels(header.height, header.width, self._max_pixels)
+            except ValueError as error:
+                reasons[row] = str(error)
+                continue
+            if header.format in DALI_FORMATS:
+                known.append(row)
+            else:
+                alone.append(row)
+        return known, alone
+
     def _decode_each_alone(
-        self, encoded: Sequence[np.ndarray], rows: list[int], known: set[int], table: _Table, reasons: dict[int, str]
+        self, encoded: Sequence[np.ndarray], rows: list[int], known: set[int], table: Rows, reasons: dict[int, str]
     ) -> int:
         """Decode `rows` one by one; returns how many of the `known` ones DALI refused."""
         devices = [self._device] if self._stream is None else [self._device, torch.device("cpu")]
-        single = [_Pipeline(device, max_batch=1, num_threads=1, apply_exif=self._apply_exif) for device in devices]
+        single = [DaliPipeline(device, max_batch=1, num_threads=1, apply_exif=self._apply_exif) for device in devices]
         refused = 0
         for row in rows:
             data = encoded[row]
@@ -267,7 +221,7 @@ class Decoder:
                 table.put_array(row, pixels)
         return refused
 
-    def _accepts(self, pipeline: _Pipeline, data: np.ndarray, row: int, table: _Table) -> bool:
+    def _accepts(self, pipeline: DaliPipeline, data: np.ndarray, row: int, table: Rows) -> bool:
         pipeline.build()
         try:
             outputs = pipeline.run([data], self._stream if pipeline.on_gpu else None)
@@ -278,109 +232,3 @@ class Decoder:
         else:  # decoded on the host for a batch on the GPU
             table.put_array(row, np.array(outputs[0]))
         return True
-
-
-class _Pipeline:
-    """One DALI pipeline, image bytes to RGB pixels; after a failure it is built anew, for DALI calls it invalid."""
-
-    def __init__(self, device: torch.device, *, max_batch: int, num_threads: int, apply_exif: bool) -> None:
-        self.on_gpu = device.type == "cuda"
-        self._options = {
-            "device_id": device.index if self.on_gpu else None,
-            "batch_size": max_batch,
-            "num_threads": num_threads,
-        }
-        self._apply_exif = apply_exif
-        self._pipeline: Any = None
-        self._pid = os.getpid()
-
-    def build(self) -> Any:
-        if self._pipeline is None:
-            try:
-                from nvidia.dali import fn
-            except ModuleNotFoundError as error:
-                raise ModuleNotFoundError(
-                    "decoding needs DALI: pip install nvidia-dali-cuda130 (or nvidia-dali-cuda120 for an older driver)"
-                ) from error
-            from nvidia.dali.pipeline import Pipeline
-            from nvidia.dali.types import DALIDataType, DALIImageType
-
-            # A call runs one batch, so a longer queue would only hold memory.
-            self._pipeline = Pipeline(prefetch_queue_depth=1, exec_dynamic=True, **self._options)
-            decoding = {"output_type": DALIImageType.RGB, "adjust_orientation": self._apply_exif}
-            if self.on_gpu:
-                # Fancy upsampling brings chroma closest to libjpeg's, that is to the CPU decoder's and Pillow's.
-                decoding |= {"hw_decoder_load": _HW_DECODER_LOAD, "jpeg_fancy_upsampling": True}
-            with self._pipeline:
-                data = fn.external_source(name="encoded", no_copy=True, dtype=DALIDataType.UINT8, ndim=1)
-                pixels = fn.decoders.image(data, device="mixed" if self.on_gpu else "cpu", **decoding)
-                self._pipeline.set_outputs(pixels)
-            self._pipeline.build()
-        return self._pipeline
-
-    def run(self, encoded: list[np.ndarray], stream: Any) -> Any:
-        """Decode `encoded`, which the caller keeps alive; with a stream, it and not the host waits for the pixels."""
-        pipeline = self.build()
-        try:
-            pipeline.feed_input("encoded", encoded)
-            (outputs,) = pipeline.run(stream)
-        except BaseException:
-            self.close()
-            raise
-        return outputs
-
-    def close(self) -> None:
-        pipeline, self._pipeline = self._pipeline, None
-        if pipeline is not None and os.getpid() != self._pid:
-            _inherited.append(pipeline)
-
-    def __del__(self) -> None:
-        self.close()
-
-
-class _Table:
-    """The rows of a ragged batch while they are filled in; every image is contiguous [H, W, 3]."""
-
-    def __init__(self, count: int, device: torch.device, stream: Any) -> None:
-        self._addresses = np.zeros(count, np.int64)
-        self._sizes = np.zeros((count, 2), np.int32)
-        self._device = device
-        self._stream = stream
-        self.owners: list[Any] = []
-
-    def put_outputs(self, rows: list[int], outputs: Any) -> None:
-        """Take a DALI TensorList of uint8 [H, W, 3] samples; addresses and shapes are host data, so nothing waits."""
-        shapes = np.array(outputs.shape())
-        if shapes.shape != (len(rows), 3) or (shapes[:, 2] != 3).any():
-            raise AssertionError(f"DALI gave samples of shapes {shapes.tolist()}, not [H, W, 3]")
-        self._addresses[rows] = [outputs[i].data_ptr() for i in range(len(rows))]
-        self._sizes[rows] = shapes[:, :2]
-        self.owners.append(outputs)
-
-    def put_array(self, row: int, pixels: np.ndarray) -> None:
-        self._sizes[row] = pixels.shape[:2]
-        if self._stream is None:
-            self._addresses[row] = pixels.ctypes.data
-            self.owners.append(pixels)
-            return
-        with torch.cuda.stream(self._stream):
-            copied = torch.from_numpy(pixels).to(self._device)
-        self._addresses[row] = copied.data_ptr()
-        self.owners.append(copied)
-
-    def batch(self) -> RaggedBatch:
-        strides = np.empty((len(self._sizes), 3), np.int64)
-        strides[:, 0], strides[:, 2] = 1, 3
-        strides[:, 1] = 3 * self._sizes[:, 1].astype(np.int64)
-        ready = None
-        if self._stream is not None:
-            ready = torch.cuda.Event()
-            ready.record(self._stream)
-        return RaggedBatch(
-            addresses=self._addresses,
-            sizes=self._sizes,
-            strides=strides,
-            device=self._device,
-            owners=tuple(self.owners),
-            ready=ready,
-        )

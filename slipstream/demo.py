@@ -17,7 +17,7 @@ import torch
 from . import __version__
 from .crop import MultiRandomResizedCrop
 from .dataset import SlipstreamDataset
-from .decode import decode_with_pillow
+from .decode_pillow import decode_with_pillow
 from .loader import SlipstreamLoader
 from .pack import pack
 from .plot import plot_crops

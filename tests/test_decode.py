@@ -22,8 +22,9 @@ from decode_samples import (
 )
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-import slipstream.decode as decode_module
-from slipstream.decode import DecodeError, decode_with_pillow
+from slipstream.decode import DecodeError
+from slipstream.decode_dali import DaliPipeline
+from slipstream.decode_pillow import decode_with_pillow
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +163,7 @@ def test_a_bad_sample_is_named_and_its_neighbours_stay_as_they_were(decoder):
 
 def test_a_batch_that_fails_without_a_bad_image_is_decoded_with_a_warning(decoder, monkeypatch):
     encoded = jpegs(5)
-    run = decode_module._Pipeline.run
+    run = DaliPipeline.run
 
     def run_out_of_memory(self, encoded, stream):
         if len(encoded) > 1:
@@ -170,7 +171,7 @@ def test_a_batch_that_fails_without_a_bad_image_is_decoded_with_a_warning(decode
         return run(self, encoded, stream)
 
     with monkeypatch.context() as patched:
-        patched.setattr(decode_module._Pipeline, "run", run_out_of_memory)
+        patched.setattr(DaliPipeline, "run", run_out_of_memory)
         with pytest.warns(RuntimeWarning, match="out of memory"):
             got = pixels(decode(decoder, encoded))
     assert_equal(got, [by_pillow(data) for data in encoded])

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from slipstream.decode import DecodeError, Decoder, decode_with_pillow
+from slipstream.decode import DecodeError, Decoder
+from slipstream.decode_pillow import decode_with_pillow
 
 pytestmark = [
     pytest.mark.gpu,

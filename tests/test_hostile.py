@@ -11,7 +11,7 @@ import pytest
 from conftest import SHARED
 
 from slipstream import Resize, SlipstreamDataset, SlipstreamLoader
-from slipstream.decode import decode_with_pillow
+from slipstream.decode_pillow import decode_with_pillow
 
 WHOLE = Resize((16, 16))
 MAX_PIXELS = 178_956_970

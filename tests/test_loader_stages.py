@@ -55,7 +55,7 @@ def test_the_plan_of_a_batch_makes_it_again(dataset: SlipstreamDataset) -> None:
 
 
 def dataset_image(dataset: SlipstreamDataset, index: int) -> torch.Tensor:
-    from slipstream.decode import decode_with_pillow
+    from slipstream.decode_pillow import decode_with_pillow
 
     return torch.from_numpy(decode_with_pillow(np.frombuffer(dataset[index]["image"], np.uint8))).permute(2, 0, 1)
 

@@ -1,0 +1,76 @@
+"""DALI's image decoder as a pipeline of one batch a call: the only file that imports DALI."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+
+# DALI also takes TIFF and PNM, but not rightly: two-channel and float TIFFs come out as wrong pixels without an error,
+# PNM values are not scaled when their maximum is not 255, and a TIFF's orientation is not what Pillow makes of it.
+DALI_FORMATS = frozenset({"jpeg", "png", "bmp", "webp", "jpeg2000"})
+# The share of a batch's baseline JPEGs that goes to the GPU's JPEG engines, where it has any; the rest goes to CUDA.
+_HW_DECODER_LOAD = 0.65
+
+# Pipelines inherited through a fork: their threads do not exist in the child, and ending them would wait for ever.
+_inherited: list[Any] = []
+
+
+class DaliPipeline:
+    """One DALI pipeline, image bytes to RGB pixels; after a failure it is built anew, for DALI calls it invalid."""
+
+    def __init__(self, device: torch.device, *, max_batch: int, num_threads: int, apply_exif: bool) -> None:
+        self.on_gpu = device.type == "cuda"
+        self._options = {
+            "device_id": device.index if self.on_gpu else None,
+            "batch_size": max_batch,
+            "num_threads": num_threads,
+        }
+        self._apply_exif = apply_exif
+        self._pipeline: Any = None
+        self._pid = os.getpid()
+
+    def build(self) -> Any:
+        if self._pipeline is None:
+            try:
+                from nvidia.dali import fn
+            except ModuleNotFoundError as error:
+                raise ModuleNotFoundError(
+                    "decoding needs DALI: pip install nvidia-dali-cuda130 (or nvidia-dali-cuda120 for an older driver)"
+                ) from error
+            from nvidia.dali.pipeline import Pipeline
+            from nvidia.dali.types import DALIDataType, DALIImageType
+
+            # A call runs one batch, so a longer queue would only hold memory.
+            self._pipeline = Pipeline(prefetch_queue_depth=1, exec_dynamic=True, **self._options)
+            decoding = {"output_type": DALIImageType.RGB, "adjust_orientation": self._apply_exif}
+            if self.on_gpu:
+                # Fancy upsampling brings chroma closest to libjpeg's, that is to the CPU decoder's and Pillow's.
+                decoding |= {"hw_decoder_load": _HW_DECODER_LOAD, "jpeg_fancy_upsampling": True}
+            with self._pipeline:
+                data = fn.external_source(name="encoded", no_copy=True, dtype=DALIDataType.UINT8, ndim=1)
+                pixels = fn.decoders.image(data, device="mixed" if self.on_gpu else "cpu", **decoding)
+                self._pipeline.set_outputs(pixels)
+            self._pipeline.build()
+        return self._pipeline
+
+    def run(self, encoded: list[np.ndarray], stream: Any) -> Any:
+        """Decode `encoded`, which the caller keeps alive; with a stream, it and not the host waits for the pixels."""
+        pipeline = self.build()
+        try:
+            pipeline.feed_input("encoded", encoded)
+            (outputs,) = pipeline.run(stream)
+        except BaseException:
+            self.close()
+            raise
+        return outputs
+
+    def close(self) -> None:
+        pipeline, self._pipeline = self._pipeline, None
+        if pipeline is not None and os.getpid() != self._pid:
+            _inherited.append(pipeline)
+
+    def __del__(self) -> None:
+        self.close()
