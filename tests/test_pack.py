@@ -81,6 +81,7 @@ def test_a_failure_leaves_nothing_behind(photos, tmp_path):
     ("arguments", "error", "message"),
     [
         ({"num_workers": 0}, ValueError, "num_workers must be a whole number >= 1, got 0"),
+        ({"format": "webp"}, ValueError, "format must be one of 'same', got 'webp'"),
         ({"chunk_bytes": "64 potatoes"}, ValueError, "chunk_bytes must be a number of bytes or a text such as '64MB'"),
         ({"chunk_bytes": 0}, ValueError, "chunk_bytes must be > 0 and at most 2GB, got 0"),
         ({"chunk_bytes": "5GB"}, ValueError, "at most 2GB, got '5GB'"),
