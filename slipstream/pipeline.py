@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from slipstream_kernels.crop_jobs import OutputFormat
+from slipstream_kernels.crop_jobs import OutputFormat, empty_outputs
 from slipstream_kernels.ragged import RaggedBatch
 
-from .chain import Chain, Section, compile_chain
+from .chain import Chain, Section, Step, compile_chain
 from .crop import (
     Crop,
     CropStage,
@@ -33,7 +33,7 @@ from .plan import CropProgram, Plan, draw_plan
 from .stage import MultiCropPipeline, Stage, check_stage
 from .stage_flip import HORIZONTAL, RandomHorizontalFlip, RandomVerticalFlip, flip_images
 from .stage_own import NamedCopies
-from .steps import Threads, run_steps
+from .steps import Threads, pack_steps, run_steps
 
 CROP_STAGES = (Crop, MultiRandomResizedCrop, MultiCropRandomResizedCrop, FiveCrop, TenCrop)
 
@@ -191,17 +191,24 @@ class Pipeline:
     def prepare(self, images: RaggedBatch, plan: Plan, backend: str) -> Any:
         """The host's part of the launches, which may be done ahead on another thread: pass it to `run`."""
         if backend == "cpu":
-            return plan.jobs, plan
+            return plan, plan.jobs, None
         from slipstream_kernels.resized_crop import pack_tables
 
-        return pack_tables(images, plan.jobs, self.formats(images.device)), plan
+        crops = empty_outputs(len(images), self.formats_on_host, torch.device("meta"))
+        packed = pack_steps(crops, *self._steps(plan), pin_memory=images.device.type == "cuda")
+        return plan, pack_tables(images, plan.jobs, self.formats(images.device)), packed
+
+    def _steps(self, plan: Plan) -> tuple[list[tuple[Step, ...]], list[tuple[Any, ...]]]:
+        # Each crop's steps, and what was drawn for them.
+        steps = [program.chain.steps for program in self.programs]
+        return steps, [plan.steps.get(program.name, ()) for program in self.programs]
 
     def run(
         self, images: RaggedBatch, prepared: Any, backend: str, pool: Executor | None = None, num_threads: int = 1
     ) -> list[torch.Tensor]:
         """Every crop of the batch, or every copy of its one crop, on the images' device; on CUDA on the current stream,
         without waiting for it."""
-        jobs, plan = prepared
+        plan, jobs, packed = prepared
         formats = self.formats(images.device)
         if backend == "cpu":
             from slipstream_kernels.resized_crop_cpu import resized_crop_cpu
@@ -212,9 +219,7 @@ class Pipeline:
 
             crops = resized_crop(images, jobs, formats)
         threads = Threads(pool=pool, count=num_threads)
-        chains = [program.chain for program in self.programs]
-        drawn = [plan.steps.get(program.name, ()) for program in self.programs]
-        crops = run_steps(crops, [chain.steps for chain in chains], drawn, backend, threads)
+        crops = run_steps(crops, *self._steps(plan), backend, threads, packed)
         if not self.copies:
             return crops
         copies = []

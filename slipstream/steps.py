@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from slipstream_kernels.ops import IN_DTYPES, ProgramFormat
 
-from .chain import Section, Step
+from .chain import Own, Section, Step
 from .stage_own import apply_own
 
 
@@ -29,32 +29,60 @@ def run_steps(
     drawn: Sequence[tuple[Any, ...]],
     backend: str,
     threads: Threads,
+    packed: Any = None,
 ) -> list[torch.Tensor]:
     """C crops [B, 3, h, w], each through its steps with what was drawn for them; the first sections of all crops share
-    their launches, so do the second ones, and so on. The images given are left as they are."""
+    their launches, so do the second ones, and so on. The images given are left as they are. packed: of pack_steps."""
     images = list(images)
     for number in range(max(map(len, steps), default=0)):
-        places = [index for index, each in enumerate(steps) if number < len(each)]
-        together = []
-        for index in places:
-            step = steps[index][number]
-            if isinstance(step, Section):
-                together.append(index)
-            else:
-                images[index] = apply_own(step.stage, images[index], drawn[index][number])
-        sections = [steps[index][number] for index in together]
-        formats = [
-            ProgramFormat(
-                dtype=section.output_dtype(images[index].dtype), channels_last=is_channels_last(images[index])
-            )
-            for index, section in zip(together, sections, strict=True)
-            if isinstance(section, Section)
-        ]
-        taken = [images[index] if images[index].dtype in IN_DTYPES else images[index].float() for index in together]
-        programs: list[Any] = [drawn[index][number] for index in together]
+        for index, step, params in _at(number, steps, drawn):
+            if isinstance(step, Own):
+                images[index] = apply_own(step.stage, images[index], params)
+        together, taken, programs, formats = _sections(number, images, steps, drawn)
+        if packed is not None and number == 0:
+            programs = packed
         for index, image in zip(together, run_programs(taken, programs, formats, backend, threads), strict=True):
             images[index] = image
     return images
+
+
+def pack_steps(
+    images: Sequence[torch.Tensor],
+    steps: Sequence[tuple[Step, ...]],
+    drawn: Sequence[tuple[Any, ...]],
+    *,
+    pin_memory: bool,
+) -> Any:
+    """The host's part of the launches of all crops' first sections, for Triton; None where no crop begins with one.
+
+    images: C crops [B, 3, h, w] as the crop launch will make them; "meta" tensors serve. pin_memory: for a GPU.
+    """
+    from slipstream_kernels.programs import pack_programs
+
+    together, taken, programs, formats = _sections(0, images, steps, drawn)
+    return pack_programs(taken, programs, formats, pin_memory=pin_memory) if together else None
+
+
+def _at(
+    number: int, steps: Sequence[tuple[Step, ...]], drawn: Sequence[tuple[Any, ...]]
+) -> list[tuple[int, Step, Any]]:
+    # The crops that have a step of this number, each with it and what was drawn for it.
+    return [(index, each[number], drawn[index][number]) for index, each in enumerate(steps) if number < len(each)]
+
+
+def _sections(
+    number: int, images: Sequence[torch.Tensor], steps: Sequence[tuple[Step, ...]], drawn: Sequence[tuple[Any, ...]]
+) -> tuple[list[int], list[torch.Tensor], list[np.ndarray], list[ProgramFormat]]:
+    # Which crops have a section as their step of this number; its images, programs and formats.
+    together, taken, programs, formats = [], [], [], []
+    for index, step, program in _at(number, steps, drawn):
+        if isinstance(step, Section):
+            image = images[index]
+            together.append(index)
+            taken.append(image if image.dtype in IN_DTYPES else image.float())
+            programs.append(program)
+            formats.append(ProgramFormat(dtype=step.output_dtype(image.dtype), channels_last=is_channels_last(image)))
+    return together, taken, programs, formats
 
 
 def is_channels_last(images: torch.Tensor) -> bool:
@@ -64,12 +92,12 @@ def is_channels_last(images: torch.Tensor) -> bool:
 
 def run_programs(
     images: Sequence[torch.Tensor],
-    programs: Sequence[np.ndarray],
+    programs: Any,
     formats: Sequence[ProgramFormat],
     backend: str,
     threads: Threads,
 ) -> list[torch.Tensor]:
-    """slipstream_kernels' run_programs of this backend."""
+    """slipstream_kernels' run_programs of this backend; programs: C of float32 [B, K, 16], or what packed them."""
     if not images:
         return []
     if backend == "cpu":

@@ -16,7 +16,7 @@ from program_oracle import AFFINE, FILL, FLOAT, batch_of, jitter, mixed, noise, 
 from slipstream_kernels import ops, programs
 from slipstream_kernels._math import quotient_of
 from slipstream_kernels.ops import ProgramFormat
-from slipstream_kernels.programs import check_spans, count_launches, run_programs
+from slipstream_kernels.programs import check_spans, count_launches, pack_programs, run_programs
 from slipstream_kernels.schedule import join_programs, plan_launches
 from slipstream_kernels.task_rows import rows_and_columns
 
@@ -141,6 +141,25 @@ def test_a_chain_is_its_operations_one_after_another(size: tuple[int, int]) -> N
     for row in LONG:
         (image,) = run_programs([image], [program_of([row])], [FLOAT])
     assert torch.equal(together, image)
+
+
+@pytest.mark.interpret
+def test_tables_made_ahead_give_the_same_bits_each_time_they_are_used() -> None:
+    """From shapes, strides and dtypes alone, for whatever memory the images turn out to have."""
+    images = [noise(1, 2, 3, 9, 21), noise(2, 3, 3, 7, 5)[:, :, ::2], noise(3, 0, 3, 4, 4)]
+    batch = [program_of(LONG, 2), program_of(DINO, 3), program_of([[ops.GREY]], 0)]
+    formats = [FLOAT, ProgramFormat(dtype=torch.float16, channels_last=True), FLOAT]
+    shapes = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta") for x in images]
+    tables = pack_programs(shapes, batch, formats)
+    for pixels in (images, [image.flip(3) for image in images], images):
+        chosen = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype) for x in images]
+        for image, given in zip(chosen, pixels, strict=True):
+            image.copy_(given)
+        ahead, at_once = run_programs(chosen, tables, formats), run_programs(chosen, batch, formats)
+        assert all(torch.equal(a, b) for a, b in zip(ahead, at_once, strict=True))
+    for wrong, fmt in ((images[0].contiguous(memory_format=torch.channels_last), FLOAT), (images[0], formats[1])):
+        with pytest.raises(ValueError, match="that the programs were packed for"):
+            run_programs([wrong, *images[1:]], tables, [fmt, *formats[1:]])
 
 
 @pytest.mark.interpret

@@ -15,20 +15,12 @@ from . import schedule
 from .blur import blur_options, box_blur_kernel, box_line_kernel, box_options, box_reach, gaussian_blur_kernel
 from .color import equalize_kernel, launch_options, pixels_kernel, readings_kernel
 from .launch import check_device, launching_on
-from .ops import (
-    DTYPES,
-    SHARPNESS,
-    STATISTICS,
-    WARP,
-    ProgramFormat,
-    check_pixels,
-    check_programs,
-    empty_pixels,
-)
+from .ops import SHARPNESS, WARP, ProgramFormat, check_pixels, check_programs, empty_pixels
 from .program_checks import check_neighbours
+from .program_tables import PLACE_COLUMNS, addresses_of, crop_rows, group_rows, lay_out, task_rows
 from .schedule import Launch, Schedule, join_programs, plan_launches
 from .schedule import count_launches as count_launches
-from .task_rows import BETWEEN_LAYOUT, CROP_COLUMNS, INPUT_LAYOUT, OUTPUT_LAYOUT
+from .task_rows import TASK_COLUMNS
 
 MOST_WIDTH = 2**18
 
@@ -45,130 +37,125 @@ def check_spans(images: Sequence[torch.Tensor], out: Sequence[torch.Tensor]) -> 
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Memory:
-    """Where each pass of each image reads and writes, and where its reading lies, as addresses: int64 [N, P] each.
+class Call:
+    """One launch: a kernel, its options, and how many programs, tasks and groups of tasks it has."""
 
-    source_layouts, target_layouts: in the image's crop row. lines: int64 [N, 2], what is between the lines of a box.
-    owners: what must outlive the launches.
+    kernel: Any
+    options: Mapping[str, Any]
+    blocks: int
+    tasks: int
+    groups: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProgramTables:
+    """One batch's programs, ready to be launched.
+
+    table: int64, crops, programs and each launch's groups behind one another, of these `lengths`. tasks: int64 [T, 8],
+    launch by launch, with places for addresses. crops: those that have pixels. layouts: what images and outputs it is
+    for. sizes: float32 values of the planes between passes, the lines of boxes, and the readings.
     """
 
-    sources: np.ndarray
-    source_layouts: np.ndarray
-    targets: np.ndarray
-    target_layouts: np.ndarray
-    readings: np.ndarray
-    lines: np.ndarray
-    owners: tuple[torch.Tensor, ...]
+    table: torch.Tensor
+    lengths: tuple[int, ...]
+    tasks: np.ndarray
+    crops: tuple[int, ...]
+    layouts: tuple[tuple[Any, ...], ...]
+    sizes: tuple[int, int, int]
+    calls: tuple[Call, ...]
 
 
-def lay_out(
-    images: Sequence[torch.Tensor], out: Sequence[torch.Tensor], crop_of: np.ndarray, plan: Schedule, block: int
-) -> Memory:
-    """Addresses for a schedule: an image's first pass reads its input, its last writes its output, and what is between
-    lies in float32 planes. crop_of: int64 [N], each image's crop. block: pixels of one reading's program."""
-    device = images[0].device
-    image_of = np.arange(len(crop_of)) - np.searchsorted(crop_of, crop_of)
-    pixels = np.array([image.shape[2] * image.shape[3] for image in images], np.int64)[crop_of]
+def layouts_of(tensors: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], ...]:
+    """What tables rely on of images and outputs: shapes, strides and dtypes."""
+    return tuple((tuple(tensor.shape), tensor.stride(), tensor.dtype) for tensor in tensors)
 
-    def addresses(tensors: Sequence[torch.Tensor]) -> np.ndarray:
-        base = np.array([tensor.data_ptr() for tensor in tensors], np.int64)
-        step = np.array([tensor.stride(0) * tensor.element_size() for tensor in tensors], np.int64)
-        return (base[crop_of] + step[crop_of] * image_of)[:, None]
 
-    live = plan.passes[..., 1] > plan.passes[..., 0]
-    before = live.cumsum(1) - live  # how many passes of the image come before
-    total = live.sum(1, keepdims=True)
-    # two planes take turns: an image of two passes needs one, of more both
-    planes = pixels * 3 * np.minimum(total[:, 0] - 1, 2)
-    between = torch.empty(int(planes.sum()), dtype=torch.float32, device=device)
-    turn_0 = (between.data_ptr() + (planes.cumsum() - planes) * 4)[:, None]
-    turn_1 = turn_0 + (pixels * 12)[:, None]
-    is_first, is_last = before == 0, before == total - 1
+def without_memory(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Tensors of the same layouts on torch's "meta" device."""
+    return [torch.empty_strided(each.shape, each.stride(), dtype=each.dtype, device="meta") for each in tensors]
 
-    wide = np.zeros(len(crop_of), bool)
+
+def pack_programs(
+    images: Sequence[torch.Tensor],
+    programs: Sequence[np.ndarray],
+    formats: Sequence[ProgramFormat],
+    out: Sequence[torch.Tensor] | None = None,
+    *,
+    pin_memory: bool = False,
+) -> ProgramTables:
+    """Check programs and make their tables: the host work of run_programs, which can be done ahead.
+
+    The arguments are run_programs', which also says what it raises; of images and out only shapes, strides and dtypes
+    count, so they may be on torch's "meta" device. pin_memory: whether the launch will be on CUDA.
+    """
+    check_programs(images, programs, formats)
+    check_neighbours(images, programs)
+    images = without_memory(images)
+    out = empty_pixels(images, formats) if out is None else without_memory(out)
+    check_pixels(images, out, formats)
+    check_spans(images, out)
+    some = tuple(index for index, image in enumerate(images) if image.numel())
+    layouts = layouts_of([*images, *out])
+    images, out = [images[index] for index in some], [out[index] for index in some]
+    joined = join_programs([programs[index] for index in some])
+    plan = plan_launches(joined)
+    crop_of = np.repeat(np.arange(len(images)), [len(image) for image in images])
+    memory = lay_out(images, out, crop_of, plan, launch_options()["BLOCK"])
+    crops = crop_rows(images, out)
+    all_tasks, all_groups, calls = [np.zeros((0, TASK_COLUMNS), np.int64)], [], []
     for launch in plan.launches:
-        wide[launch.images] |= launch.kind == schedule.BOX_LINE
-    line_planes = pixels * 6 * wide
-    lines = torch.empty(int(line_planes.sum()), dtype=torch.float32, device=device)
-    line_0 = lines.data_ptr() + (line_planes.cumsum() - line_planes) * 4
-
-    blocks = -(-pixels // block)[:, None]
-    lengths = np.select([plan.reads == code for code in STATISTICS], [blocks, 6 * blocks, np.int64(3 * 256)], 0)
-    ends = lengths.cumsum().reshape(lengths.shape)
-    readings = torch.empty(int(lengths.sum()), dtype=torch.float32, device=device)
-    return Memory(
-        sources=np.where(is_first, addresses(images), np.where(before % 2 == 1, turn_0, turn_1)),
-        source_layouts=np.where(is_first, INPUT_LAYOUT, BETWEEN_LAYOUT),
-        targets=np.where(is_last, addresses(out), np.where(before % 2 == 1, turn_1, turn_0)),
-        target_layouts=np.where(is_last, OUTPUT_LAYOUT, BETWEEN_LAYOUT),
-        readings=readings.data_ptr() + (ends - lengths) * 4,
-        lines=np.stack([line_0, line_0 + pixels * 12], axis=1),
-        owners=(between, readings, lines),
+        kernel, options, shares = choose_kernel(launch, plan, joined, crops[:, :2])
+        order = shares[crop_of[launch.images]].argsort(kind="stable")
+        launch = replace(launch, images=launch.images[order])
+        share = shares[crop_of[launch.images]]
+        groups = group_rows(share)
+        all_tasks.append(task_rows(launch, plan, memory, crop_of, joined.shape[1]))
+        all_groups.append(groups)
+        calls.append(
+            Call(kernel=kernel, options=options, blocks=int(share.sum()), tasks=len(launch.images), groups=len(groups))
+        )
+    parts = [crops, joined.view(np.int64), *all_groups]
+    lengths = tuple(part.size for part in parts)
+    table = torch.empty(sum(lengths), dtype=torch.int64, device="cpu", pin_memory=pin_memory)
+    np.concatenate([part.reshape(-1) for part in parts], out=table.numpy())
+    return ProgramTables(
+        table=table,
+        lengths=lengths,
+        tasks=np.concatenate(all_tasks),
+        crops=some,
+        layouts=layouts,
+        sizes=memory.sizes,
+        calls=tuple(calls),
     )
-
-
-def crop_rows(images: Sequence[torch.Tensor], out: Sequence[torch.Tensor]) -> np.ndarray:
-    """int64 [C, 16]: each crop's size and the layouts of its input, its output and the planes between."""
-    rows = np.zeros((len(images), CROP_COLUMNS), np.int64)
-    for row, image, tensor in zip(rows, images, out, strict=True):
-        height, width = image.shape[2:]
-        row[:3] = height, width, 3
-        row[INPUT_LAYOUT:OUTPUT_LAYOUT] = (*image.stride()[1:], DTYPES.index(image.dtype))
-        row[OUTPUT_LAYOUT:BETWEEN_LAYOUT] = (*tensor.stride()[1:], DTYPES.index(tensor.dtype))
-        row[BETWEEN_LAYOUT:] = height * width, width, 1, DTYPES.index(torch.float32)
-    return rows
-
-
-def task_rows(launch: Launch, plan: Schedule, memory: Memory, crop_of: np.ndarray, length: int) -> np.ndarray:
-    """int64 [n, 8]: the tasks of one launch. length: operations of each image in the table."""
-    chosen = (launch.images, launch.number)
-    crop = crop_of[launch.images] * CROP_COLUMNS
-    source, source_layout = memory.sources[chosen], memory.source_layouts[chosen]
-    target, target_layout = memory.targets[chosen], memory.target_layouts[chosen]
-    first, end = plan.passes[chosen].T
-    if launch.kind in (schedule.READINGS, schedule.EQUALIZE_TABLES):
-        end = plan.read_at[chosen]
-    if launch.line > 0:
-        source, source_layout = memory.lines[launch.images, 1 - launch.line % 2], np.full_like(crop, BETWEEN_LAYOUT)
-    if launch.kind == schedule.BOX_LINE and launch.line < schedule.BOX_LINES - 1:
-        target, target_layout = memory.lines[launch.images, launch.line % 2], np.full_like(crop, BETWEEN_LAYOUT)
-        end = first
-    row = launch.images * length
-    columns = (source, crop + source_layout, target, crop + target_layout, crop, row + first, row + end)
-    return np.stack([*columns, memory.readings[chosen]], axis=1)
-
-
-def group_rows(shares: np.ndarray) -> np.ndarray:
-    """int64 [G, 4]: the runs of tasks that take equally many programs. shares: int64 [n], ascending."""
-    share, first, count = np.unique(shares, return_index=True, return_counts=True)
-    programs = share * count
-    return np.stack([programs.cumsum() - programs, first, share, 0 * share], axis=1)
 
 
 def run_programs(
     images: Sequence[torch.Tensor],
-    programs: Sequence[np.ndarray],
+    programs: Sequence[np.ndarray] | ProgramTables,
     formats: Sequence[ProgramFormat],
     out: Sequence[torch.Tensor] | None = None,
 ) -> list[torch.Tensor]:
     """Every crop of every image through its program, in the launches that count_launches tells.
 
     images: C crops, uint8 or float32 [B, 3, h, w] each (B, h, w may differ), any strides, on one device. programs: C of
-    float32 [B, K, 16] (see ops). formats: C. Returns C tensors of the images' shapes; `out` gives them instead. Raises
-    ValueError or TypeError for what does not fit together, and for a blur that its crop cannot hold; RuntimeError for
-    CPU tensors outside Triton's interpreter. Reference: run_programs_reference.
+    float32 [B, K, 16] (see ops), or what pack_programs made of them. formats: C. Returns C tensors of the images'
+    shapes; `out` gives them instead. Raises ValueError or TypeError for what does not fit together, and for a blur that
+    its crop cannot hold; RuntimeError for CPU tensors outside Triton's interpreter. Reference: run_programs_reference.
     """
-    check_programs(images, programs, formats)
-    check_neighbours(images, programs)
     for image in images:
         check_device(image.device, pixels_kernel)
+    on_cuda = any(image.device.type == "cuda" for image in images)
+    if isinstance(programs, ProgramTables):
+        tables = programs
+    else:
+        tables = pack_programs(images, programs, formats, out, pin_memory=on_cuda)
     if out is None:
         out = empty_pixels(images, formats)
     check_pixels(images, out, formats)
-    check_spans(images, out)
-    some = [index for index, image in enumerate(images) if image.numel()]
-    if some:
-        launch_all([images[i] for i in some], [programs[i] for i in some], [out[i] for i in some])
+    if layouts_of([*images, *out]) != tables.layouts:
+        raise ValueError("images and out must be of the shapes, strides and dtypes that the programs were packed for")
+    if tables.crops:
+        launch_all([images[index] for index in tables.crops], [out[index] for index in tables.crops], tables)
     return list(out)
 
 
@@ -205,30 +192,20 @@ def choose_kernel(
     return pixels_kernel, {"GATHERS": gathers, **launch_options(gathers)}, blocks
 
 
-def launch_all(images: Sequence[torch.Tensor], programs: Sequence[np.ndarray], out: Sequence[torch.Tensor]) -> None:
-    """run_programs on crops that were checked and have pixels: everything in one table and one copy, then launches."""
+def launch_all(images: Sequence[torch.Tensor], out: Sequence[torch.Tensor], tables: ProgramTables) -> None:
+    """The launches of crops that have pixels; what they read and write must outlive them on torch's current stream."""
     device = images[0].device
-    joined = join_programs(programs)
-    plan = plan_launches(joined)
-    crop_of = np.repeat(np.arange(len(images)), [len(image) for image in images])
-    memory = lay_out(images, out, crop_of, plan, launch_options()["BLOCK"])
-    crops = crop_rows(images, out)
-    parts = [crops, joined.view(np.int64)]
-    calls = []
-    for launch in plan.launches:
-        kernel, options, shares = choose_kernel(launch, plan, joined, crops[:, :2])
-        order = shares[crop_of[launch.images]].argsort(kind="stable")
-        launch = replace(launch, images=launch.images[order])
-        groups = group_rows(shares[crop_of[launch.images]])
-        parts += [task_rows(launch, plan, memory, crop_of, joined.shape[1]), groups]
-        calls.append((kernel, options, int(shares[crop_of[launch.images]].sum()), len(groups)))
-
-    count = sum(part.size for part in parts)
-    table = torch.empty(count, dtype=torch.int64, device="cpu", pin_memory=device.type == "cuda")
-    np.concatenate([part.reshape(-1) for part in parts], out=table.numpy())
-    crop_table, operations, *rest = table.to(device, non_blocking=True).split([part.size for part in parts])
+    between = [torch.empty(size, dtype=torch.float32, device=device) for size in tables.sizes]
+    regions = np.array([tensor.data_ptr() for tensor in (*images, *out, *between)], np.int64)
+    # New memory each time: the device may not have read that of the call before.
+    all_tasks = torch.empty(tables.tasks.shape, dtype=torch.int64, device="cpu", pin_memory=device.type == "cuda")
+    numbers = all_tasks.numpy()
+    numbers[:] = tables.tasks
+    numbers[:, PLACE_COLUMNS] = addresses_of(tables.tasks[:, PLACE_COLUMNS], regions)
+    crop_table, operations, *all_groups = tables.table.to(device, non_blocking=True).split(tables.lengths)
     operations = operations.view(torch.float32)
+    by_call = all_tasks.to(device, non_blocking=True).split([call.tasks for call in tables.calls])
     with launching_on(device):
-        for (kernel, options, blocks, num_groups), tasks, groups in zip(calls, rest[::2], rest[1::2], strict=True):
+        for call, tasks, groups in zip(tables.calls, by_call, all_groups, strict=True):
             # grid: the blocks, tiles or channels of each image that has this pass
-            kernel[(blocks,)](tasks, groups, num_groups, crop_table, operations, **options)
+            call.kernel[(call.blocks,)](tasks, groups, call.groups, crop_table, operations, **call.options)

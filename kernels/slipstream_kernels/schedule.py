@@ -52,7 +52,7 @@ def join_programs(programs: Sequence[np.ndarray]) -> np.ndarray:
     take long to work out stands in columns that are free: NORMALIZE's 1 / std (7 to 9), and the weight of one byte in
     BOX_BLUR's box in units of 2**-24 (2), rounded as Pillow does.
     """
-    rows = max((program.shape[1] for program in programs), default=0)
+    rows = max((program.shape[1] for program in programs), default=1)
     joined = np.zeros((sum(map(len, programs)), rows, OP_WIDTH), np.float32)
     first = 0
     for program in programs:
@@ -106,5 +106,4 @@ def count_launches(programs: Sequence[np.ndarray]) -> list[str]:
     are passes by what they begin with; a box of a radius from 2 on takes six of "box blur line". Crops and images share
     them.
     """
-    programs = [program for program in programs if len(program)]
-    return [launch.kind for launch in plan_launches(join_programs(programs)).launches] if programs else []
+    return [launch.kind for launch in plan_launches(join_programs(programs)).launches]
