@@ -22,10 +22,11 @@ $(READY): pyproject.toml
 demo: $(READY)  ## real photographs -> LitData chunks -> DINO crops, with a contact sheet, out/demo/crops.png
 	$(BIN)/slipstream demo --out $(OUT)/demo
 
-# The interpreter and the compiler of Triton cannot share a process, hence two runs.
+# The interpreter and the compiler of Triton cannot share a process, hence two runs. The interpreter's is one thread of
+# Python, so it goes to several processes; the other holds tests that measure time, threads and memory.
 test: $(READY)  ## every test; those that need a GPU run where there is one
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m interpret $(PYTEST_ARGS)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m interpret -n auto --maxprocesses 4 $(PYTEST_ARGS)
 
 # numpy 2.4 refuses a conversion that Triton 3.4's interpreter makes.
 test-oldest:  ## the tests on the oldest torch and triton that pyproject.toml admits
@@ -33,7 +34,7 @@ test-oldest:  ## the tests on the oldest torch and triton that pyproject.toml ad
 	.venv-oldest/bin/python -m pip install --quiet --upgrade pip
 	.venv-oldest/bin/python -m pip install --quiet 'torch==2.8.0' 'triton==3.4.0' 'numpy<2.4' --editable '.[test]'
 	.venv-oldest/bin/python -m pytest $(PYTEST_ARGS)
-	TRITON_INTERPRET=1 .venv-oldest/bin/python -m pytest -m interpret $(PYTEST_ARGS)
+	TRITON_INTERPRET=1 .venv-oldest/bin/python -m pytest -m interpret -n auto --maxprocesses 4 $(PYTEST_ARGS)
 
 lint: $(READY)  ## ruff and pyright
 	$(BIN)/ruff check .

@@ -146,12 +146,12 @@ def test_a_chain_is_its_operations_one_after_another(size: tuple[int, int]) -> N
 @pytest.mark.interpret
 def test_tables_made_ahead_give_the_same_bits_each_time_they_are_used() -> None:
     """From shapes, strides and dtypes alone, for whatever memory the images turn out to have."""
-    images = [noise(1, 2, 3, 9, 21), noise(2, 3, 3, 7, 5)[:, :, ::2], noise(3, 0, 3, 4, 4)]
-    batch = [program_of(LONG, 2), program_of(DINO, 3), program_of([[ops.GREY]], 0)]
+    images = [noise(1, 1, 3, 4, 6), noise(2, 2, 3, 9, 5)[:, :, ::2], noise(3, 0, 3, 4, 4)]
+    batch = [program_of(LONG[:9]), program_of(DINO, 2), program_of([[ops.GREY]], 0)]
     formats = [FLOAT, ProgramFormat(dtype=torch.float16, channels_last=True), FLOAT]
     shapes = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta") for x in images]
     tables = pack_programs(shapes, batch, formats)
-    for pixels in (images, [image.flip(3) for image in images], images):
+    for pixels in (images, [image.flip(3) for image in images]):
         chosen = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype) for x in images]
         for image, given in zip(chosen, pixels, strict=True):
             image.copy_(given)
