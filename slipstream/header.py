@@ -1,7 +1,7 @@
 """Size and layout of an encoded image, read from its first bytes without decoding it.
 
-Covers what DALI's image decoder takes: JPEG, PNG, BMP, TIFF, WebP, JPEG 2000 and PNM. The bytes may be hostile: no read
-goes beyond the buffer and every loop is bounded, whatever the file says.
+Covers what DALI's image decoder takes: JPEG, PNG, BMP, TIFF, WebP, JPEG 2000 and PNM; and the YUV 4:2:0 that yuv420.py
+writes. The bytes may be hostile: no read goes beyond the buffer and every loop is bounded, whatever the file says.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ _JPEG_PROCESSES |= {4 + kind: f"differential {_JPEG_PROCESSES[kind]}" for kind i
 _SUBSAMPLINGS = {(1, 1): "4:4:4", (2, 1): "4:2:2", (2, 2): "4:2:0", (1, 2): "4:4:0", (4, 1): "4:1:1", (4, 2): "4:1:0"}
 _PNM_CHANNELS = {1: 1, 2: 1, 3: 3, 4: 1, 5: 1, 6: 3}
 _PNM_HEADER = re.compile(rb"P([1-6])(?:\s|#[^\n]*\n)+(\d{1,10})(?:\s|#[^\n]*\n)+(\d{1,10})\s")
+
+# Magic, version, height, width: see yuv420.py.
+YUV420 = struct.Struct("<7sBII")
+YUV420_MAGIC, YUV420_VERSION = b"\x93YUV420", 1
 
 
 class HeaderError(ValueError):
@@ -118,7 +122,7 @@ def read_jpeg_frame(data: np.ndarray | bytes) -> JpegFrame:
 
 
 def is_image(data: np.ndarray | bytes) -> bool:
-    """Tell whether `data` (uint8 [n_bytes]) begins as an image of a format that DALI decodes; never raises on bytes."""
+    """Tell whether `data` (uint8 [n_bytes]) begins as an image of a format that is decoded; never raises on bytes."""
     view = memoryview(data)  # pyright: ignore[reportArgumentType]
     head = bytes(view[:12])
     if head[:3] == b"\xff\xd8\xff":
@@ -142,6 +146,8 @@ def _reader_of(head: bytes):
         return _read_jpeg2000
     if head[:2] == b"BM":
         return _read_bmp
+    if head[:7] == YUV420_MAGIC:
+        return _read_yuv420
     if head[:1] == b"P" and head[1:2] in (b"1", b"2", b"3", b"4", b"5", b"6"):
         return _read_pnm
     return None
@@ -315,3 +321,10 @@ def _read_pnm(view: memoryview) -> Header:
         raise HeaderError("PNM header has no width and height")
     kind, width, height = (int(text) for text in match.groups())
     return Header("pnm", height, width, _PNM_CHANNELS[kind], 1)
+
+
+def _read_yuv420(view: memoryview) -> Header:
+    _, version, height, width = YUV420.unpack_from(view)
+    if version != YUV420_VERSION:
+        raise HeaderError(f"yuv420 data is of version {version}: this Slipstream reads version {YUV420_VERSION}")
+    return Header("yuv420", height, width, 3, 1)

@@ -14,14 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from .yuv420 import chroma_size, rgb_of_planes
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RaggedBatch:
-    """B uint8 RGB images of any sizes and strides.
+    """B uint8 images of any sizes and strides: RGB, or planar YUV 4:2:0 that is read as RGB (yuv420.py).
 
     addresses: int64 [B], the address of pixel (0, 0) of channel 0. sizes: int32 [B, 2], (h, w) in pixels.
     strides: int64 [B, 3], bytes from one channel, row and column to the next; any sign, 0 repeats (grey as RGB).
     owners: what must stay alive while the addresses are read. ready: a CUDA event (or None) after which they may be.
+    chroma: int64 [B, 3], the addresses of Cb and of Cr and the bytes from one row of either to the next; zeros for an
+    RGB image, None where all are. Where they are not, the image's channel 0 is Y, its strides (0, any, 1), and the
+    columns of Cb and Cr lie one byte apart. A batch may hold both kinds.
     """
 
     addresses: np.ndarray
@@ -30,6 +35,7 @@ class RaggedBatch:
     device: torch.device
     owners: tuple[Any, ...] = ()
     ready: Any = None
+    chroma: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         count = len(self.addresses)
@@ -37,13 +43,24 @@ class RaggedBatch:
             ("addresses", self.addresses, np.int64, (count,)),
             ("sizes", self.sizes, np.int32, (count, 2)),
             ("strides", self.strides, np.int64, (count, 3)),
+            ("chroma", self.chroma, np.int64, (count, 3)),
         ):
+            if array is None:
+                continue
             if array.dtype != dtype or array.shape != shape:
                 raise ValueError(
                     f"RaggedBatch.{name} must be {np.dtype(dtype)} {list(shape)}, got {array.dtype} {list(array.shape)}"
                 )
         if count and self.sizes.min() < 1:
             raise ValueError(f"RaggedBatch.sizes must be 1 or more, got {self.sizes.min()}")
+        if self.chroma is not None:
+            wrong = (self.chroma[:, 0] != 0) & ((self.strides[:, [0, 2]] != (0, 1)).any(1) | (self.chroma[:, 1] == 0))
+            if wrong.any():
+                index = int(wrong.argmax())
+                raise ValueError(
+                    f"RaggedBatch.chroma[{index}] is of planes, which need two addresses and strides (0, any, 1), "
+                    f"got {self.chroma[index].tolist()} and strides {self.strides[index].tolist()}"
+                )
 
     def __len__(self) -> int:
         return len(self.addresses)
@@ -104,16 +121,49 @@ class RaggedBatch:
             owners=(*batch.owners, *owners),
         )
 
+    @classmethod
+    def from_planes(cls, images: Sequence[tuple[torch.Tensor | np.ndarray, ...]]) -> RaggedBatch:
+        """Describe YUV 4:2:0 images, each uint8 Y [H, W], Cb and Cr [ceil(H / 2), ceil(W / 2)], without copying.
+
+        Rows may lie anywhere, but as far apart in Cb as in Cr; columns are neighbours. Raises ValueError for others.
+        """
+        batch = cls.from_images([luma[None] for luma, _, _ in images])
+        chroma = np.zeros((len(images), 3), np.int64)
+        for index, (luma, *pair) in enumerate(images):
+            size, planes = chroma_size(*luma.shape), cls.from_images([plane[None] for plane in pair])
+            if (planes.sizes != size).any() or len(set(planes.strides[:, 1])) > 1 or (planes.strides[:, 2] != 1).any():
+                raise ValueError(
+                    f"images[{index}] must have Cb and Cr {list(size)} of like strides (row, 1), "
+                    f"got sizes {planes.sizes.tolist()} and strides {planes.strides.tolist()}"
+                )
+            if planes.device != batch.device:
+                raise ValueError(f"images[{index}] must be on one device, got {batch.device} and {planes.device}")
+            chroma[index] = (*planes.addresses, planes.strides[0, 1])
+        return dataclasses.replace(batch, chroma=chroma, owners=tuple(images))
+
+    @property
+    def has_planes(self) -> bool:
+        """Whether any image is YUV."""
+        return self.chroma is not None and bool(self.chroma[:, 0].any())
+
     def rows(self, rows: np.ndarray) -> RaggedBatch:
         """The images at these places, whole numbers or bools [n], without copying."""
         return dataclasses.replace(
-            self, addresses=self.addresses[rows], sizes=self.sizes[rows], strides=self.strides[rows]
+            self,
+            addresses=self.addresses[rows],
+            sizes=self.sizes[rows],
+            strides=self.strides[rows],
+            chroma=None if self.chroma is None else self.chroma[rows],
         )
 
     def with_rows(self, rows: np.ndarray, other: RaggedBatch) -> RaggedBatch:
         """This batch with the images at `rows` from another, which was made on the same stream, later."""
         addresses, sizes, strides = self.addresses.copy(), self.sizes.copy(), self.strides.copy()
         addresses[rows], sizes[rows], strides[rows] = other.addresses, other.sizes, other.strides
+        chroma = None
+        if self.chroma is not None or other.chroma is not None:
+            chroma = np.zeros_like(strides) if self.chroma is None else self.chroma.copy()
+            chroma[rows] = 0 if other.chroma is None else other.chroma
         return RaggedBatch(
             addresses=addresses,
             sizes=sizes,
@@ -121,6 +171,7 @@ class RaggedBatch:
             device=self.device,
             owners=(*self.owners, *other.owners),
             ready=other.ready,
+            chroma=chroma,
         )
 
     def wait_on_current_stream(self) -> None:
@@ -129,8 +180,18 @@ class RaggedBatch:
             torch.cuda.current_stream(self.device).wait_event(self.ready)
 
     def image(self, index: int) -> torch.Tensor:
-        """Image `index` as a uint8 [3, H, W] view of its own memory (a copy only where a stride is negative)."""
-        memory = _Memory(self, index)
+        """Image `index` as uint8 [3, H, W]: a view of its own memory (a copy where a stride is negative), or of YUV the
+        RGB that it stands for, made on torch's current stream."""
+        size, (channel, *steps) = tuple(map(int, self.sizes[index])), map(int, self.strides[index])
+        address = int(self.addresses[index])
+        if self.chroma is None or not self.chroma[index, 0]:
+            return self._view(address, (3, *size), (channel, *steps))
+        blue, red, row = map(int, self.chroma[index])
+        halves = [self._view(place, chroma_size(*size), (row, 1)) for place in (blue, red)]
+        return rgb_of_planes(self._view(address, size, tuple(steps)), *halves)
+
+    def _view(self, address: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> torch.Tensor:
+        memory = _Memory(self, {"data": (address, False), "shape": shape, "strides": strides})
         if self.device.type == "cuda":
             return torch.as_tensor(memory, device=self.device)
         array = np.asarray(memory)
@@ -140,17 +201,11 @@ class RaggedBatch:
 
 
 class _Memory:
-    """One image as numpy's and CUDA's array interfaces see it; keeps the owners alive."""
+    """A part of an image as numpy's and CUDA's array interfaces see it; keeps the owners alive."""
 
-    def __init__(self, batch: RaggedBatch, index: int) -> None:
+    def __init__(self, batch: RaggedBatch, place: dict[str, Any]) -> None:
         self.owners = batch.owners
-        interface = {
-            "shape": (3, *map(int, batch.sizes[index])),
-            "strides": tuple(map(int, batch.strides[index])),
-            "typestr": "|u1",
-            "data": (int(batch.addresses[index]), False),
-            "version": 3,
-        }
+        interface = {**place, "typestr": "|u1", "version": 3}
         if batch.device.type == "cuda":
             self.__cuda_array_interface__ = interface
         else:

@@ -1,0 +1,127 @@
+"""Stored images that need no decoder: planar YUV 4:2:0 behind a header of 16 bytes.
+
+    bytes 0 - 6     b"\\x93YUV420"
+    byte 7          the version, 1
+    bytes 8 - 11    height H, little-endian
+    bytes 12 - 15   width W, little-endian
+    then            Y [H, W], Cb and Cr [ceil(H / 2), ceil(W / 2)], row by row, and nothing after them
+
+kernels/README.md states what the planes are as RGB, which the crop kernels compute while they read them, and what RGB
+becomes as planes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from slipstream_kernels.ragged import RaggedBatch
+from slipstream_kernels.yuv420 import chroma_size
+
+from .crop_geometry import resized_sizes
+from .decode_pillow import check_pixels, decode_with_pillow
+from .header import YUV420, YUV420_MAGIC, YUV420_VERSION, HeaderError, read_header
+
+# Shares of red, green and blue in Y, Cb and Cr, 16 fractional bits, as libjpeg has them (jccolor.c). Those of Cb and of
+# Cr sum to 0, so grey stays grey.
+_TO_Y = (19595, 38470, 7471)
+_TO_CB = (-11059, -21709, 32768)
+_TO_CR = (32768, -27439, -5329)
+
+
+class Planes(NamedTuple):
+    """An image's planes, uint8: luma [H, W], blue (Cb) and red (Cr) [ceil(H / 2), ceil(W / 2)]."""
+
+    luma: np.ndarray
+    blue: np.ndarray
+    red: np.ndarray
+
+
+def is_yuv420(data: np.ndarray | bytes) -> bool:
+    """Tell whether `data` (uint8 [n_bytes]) begins as a stored YUV 4:2:0 image of any version."""
+    return bytes(memoryview(data)[: len(YUV420_MAGIC)]) == YUV420_MAGIC  # pyright: ignore[reportArgumentType]
+
+
+def parse(data: np.ndarray) -> Planes:
+    """The planes of a stored image (uint8 [n_bytes]), read in place.
+
+    Raises HeaderError for what is none, and where the bytes are not as many as the header's size asks for.
+    """
+    header = read_header(data)
+    if header.format != "yuv420":
+        raise HeaderError(f"the image is {header.format}, not yuv420")
+    height, width = header.height, header.width
+    rows, columns = chroma_size(height, width)
+    luma_end, chroma = YUV420.size + height * width, rows * columns
+    if len(data) != luma_end + 2 * chroma:
+        raise HeaderError(
+            f"yuv420 header says height {height} and width {width}, which take {luma_end + 2 * chroma} bytes: "
+            f"the data has {len(data)}"
+        )
+    return Planes(
+        luma=data[YUV420.size : luma_end].reshape(height, width),
+        blue=data[luma_end : luma_end + chroma].reshape(rows, columns),
+        red=data[luma_end + chroma :].reshape(rows, columns),
+    )
+
+
+def decode(data: np.ndarray, *, max_pixels: int | None = None) -> np.ndarray:
+    """A stored image (uint8 [n_bytes]) as RGB, uint8 [H, W, 3]: what a crop of the whole of it shows.
+
+    Raises HeaderError as `parse` does, and ValueError for more than `max_pixels` pixels.
+    """
+    planes = parse(data)
+    check_pixels(len(planes.luma), planes.luma.shape[1], max_pixels)
+    return RaggedBatch.from_planes([planes]).image(0).permute(1, 2, 0).numpy()
+
+
+def encode(pixels: np.ndarray) -> bytes:
+    """An RGB image, uint8 [H, W, 3], as it is stored. Raises ValueError for another shape or dtype."""
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
+        raise ValueError(f"pixels must be uint8 [H, W, 3] with H, W >= 1, got {pixels.dtype} {list(pixels.shape)}")
+    channels = pixels.transpose(2, 0, 1).astype(np.int32)
+    luma = (_mixed(channels, _TO_Y) + (1 << 15)) >> 16
+    # 16 bits of the shares and 3 for each halving; no sum leaves int32: |sum| <= 12 * 12 * 127.5 * 2**16
+    chroma = (_halved(_halved(_mixed(channels, shares), 0), 1) for shares in (_TO_CB, _TO_CR))
+    blue, red = (((plane + (128 << 22) + (1 << 21)) >> 22).clip(0, 255) for plane in chroma)
+    header = YUV420.pack(YUV420_MAGIC, YUV420_VERSION, *pixels.shape[:2])
+    return b"".join([header, *(plane.astype(np.uint8).tobytes() for plane in (luma, blue, red))])
+
+
+def encode_image(
+    data: np.ndarray, *, short_side: int | None = None, max_pixels: int | None = None, apply_exif: bool = False
+) -> bytes:
+    """An encoded image (uint8 [n_bytes], any format that decode_with_pillow or this module reads) as it is stored.
+
+    `short_side`: a larger image is resized to this short side, the long one in proportion as torchvision's Resize has
+    it, by Pillow's antialiased Lanczos filter: of Pillow's filters the one whose result gives crops closest to those of
+    the image itself. A smaller one stays as it is. `apply_exif` turns the image as its EXIF orientation says, which is
+    not stored. Raises what decode_with_pillow and `decode` raise.
+    """
+    if is_yuv420(data):
+        pixels = decode(data, max_pixels=max_pixels)
+        if short_side is None or min(pixels.shape[:2]) <= short_side:
+            return bytes(data)
+    else:
+        pixels = decode_with_pillow(data, max_pixels=max_pixels, apply_exif=apply_exif)
+    if short_side is not None and min(pixels.shape[:2]) > short_side:
+        height, width = resized_sizes(np.array([pixels.shape[:2]]), short_side)[0].tolist()
+        pixels = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
+    return encode(pixels)
+
+
+def _mixed(channels: np.ndarray, shares: tuple[int, int, int]) -> np.ndarray:
+    return shares[0] * channels[0] + shares[1] * channels[1] + shares[2] * channels[2]
+
+
+def _halved(plane: np.ndarray, axis: int) -> np.ndarray:
+    # Eight times the plane at half the length, by the weights (-1, 0, 5, 5, 0, -1) / 8, the edges repeated: nearly the
+    # inverse of the doubling that readers do, so that less is lost than by the mean.
+    pad = [(0, 0), (0, 0)]
+    pad[axis] = (2, 3)
+    wide = np.moveaxis(np.pad(plane, pad, mode="edge"), axis, 0)
+    count = (plane.shape[axis] + 1) // 2
+    outer, inner = wide[0 : 2 * count : 2], wide[2 : 2 * count + 2 : 2]
+    inner_next, outer_next = wide[3 : 2 * count + 3 : 2], wide[5 : 2 * count + 5 : 2]
+    return np.moveaxis(5 * (inner + inner_next) - outer - outer_next, 0, axis)
