@@ -19,7 +19,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .color_cpu import ONE, F
-from .resized_crop_cpu import _pointer
+from .source_rows_cpu import _pointer
 
 LANES = 32  # float32 values summed at a time: a row's memory is a multiple of this
 ROUND = np.uint32(1 << 23)  # half of a box blur's 24-bit one

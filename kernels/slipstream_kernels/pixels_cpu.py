@@ -13,7 +13,7 @@ import numba
 import numpy as np
 
 from .color_cpu import BYTE, HALF, TOP, ZERO, F
-from .resized_crop_cpu import _pointer
+from .source_rows_cpu import _pointer
 
 IN_BYTES, IN_HALVES, IN_BFLOATS, IN_FLOATS = 0, 1, 2, 3  # how values lie in memory
 

@@ -39,7 +39,8 @@ from .ops import (
 )
 from .pixels_cpu import IN_BFLOATS, IN_BYTES, IN_FLOATS, IN_HALVES, load_band, start_cells, store_band
 from .program_checks import check_neighbours
-from .resized_crop_cpu import SHARES, _pointer
+from .resized_crop_cpu import SHARES
+from .source_rows_cpu import _pointer
 from .warp_cpu import start_warp, warp_band
 
 BAND = 1024  # pixels of a band, 4 KB a channel: whole rows, one at the least

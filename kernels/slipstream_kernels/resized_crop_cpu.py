@@ -44,20 +44,25 @@ from .crop_jobs import (
     empty_outputs,
 )
 from .ragged import RaggedBatch
+from .source_rows_cpu import (
+    ADDRESS,
+    BLUE,
+    CHANNEL_STEP,
+    COLUMN_STEP,
+    ROW_STEP,
+    _bytes_at,
+    _pointer,
+    _shuffle,
+    chroma_columns,
+    scratch_bytes,
+    source_table,
+    stage_planes,
+    stage_row,
+)
 
 HALF = 1 << (PRECISION_BITS - 1)
 SHARES = 4  # shares of work for each thread: enough to even out what the cost estimate misses
 LANES = 32  # pixels of the vertical pass at a time
-
-
-@intrinsic
-def _pointer(typing_context, address):
-    """An integer address as a pointer that numba.carray takes."""
-
-    def codegen(context, builder, signature, args):
-        return builder.inttoptr(args[0], cgutils.voidptr_t)
-
-    return types.voidptr(types.int64), codegen
 
 
 def _rounded_bytes(builder: Any, sums: Any, lanes: int) -> Any:
@@ -68,10 +73,6 @@ def _rounded_bytes(builder: Any, sums: Any, lanes: int) -> Any:
         bound = ir.Constant(vector, [limit] * lanes)
         sums = builder.select(builder.icmp_signed(comparison, sums, bound), sums, bound)
     return builder.trunc(sums, ir.VectorType(ir.IntType(8), lanes))
-
-
-def _shuffle(builder: Any, first: Any, second: Any, order: Sequence[int]) -> Any:
-    return builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(ir.IntType(32), len(order)), list(order)))
 
 
 # The two passes are LLVM vectors written out, because LLVM's vectoriser leaves the first loop scalar (three multiplies
@@ -169,11 +170,6 @@ def _weighted_rows(typing_context, rows, step, weights, count, out):
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 5), codegen
-
-
-@numba.njit(nogil=True, cache=True)
-def _bytes_at(address, count):
-    return numba.carray(_pointer(address), (count,), np.uint8)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -280,35 +276,29 @@ def _store_row(source, width, address, step, size, table):
 
 
 @numba.njit(nogil=True, cache=True)
-def _stage_row(address, channel_step, column_step, width, staged):
-    # One source row of the box, any strides, as interleaved RGB uint8 [3 * width] at the address `staged`.
-    row = _bytes_at(staged, 3 * width)
-    if channel_step == 1 and column_step == 3:
-        source = _bytes_at(address, 3 * width)
-        for place in range(3 * width):  # a slice assignment is ten times slower
-            row[place] = source[place]
-        return
-    for channel in range(3):
-        for x in range(width):
-            row[3 * x + channel] = _bytes_at(address + channel * channel_step + x * column_step, 1)[0]
-
-
-@numba.njit(nogil=True, cache=True)
 def _horizontal(source, job, begin, end, x_first, x_taps, x_weights, rows):
     # Rows begin ... end - 1 of the box, resized across into rows: uint8 [3, end - begin, width], width over the window.
     spread = _spread_weights(x_weights, x_taps)
     firsts = np.zeros(len(spread), np.int32)
     firsts[: len(x_first)] = x_first
-    row = np.zeros(3 * job[WIDTH] + 12 * spread.shape[1] + 4, np.uint8)
+    left, width, is_planes = job[LEFT], job[WIDTH], source[BLUE] != 0
+    pixels = 2 * chroma_columns(left, width) if is_planes else width
+    row = np.zeros(3 * pixels + 12 * spread.shape[1] + 4, np.uint8)
+    scratch = np.empty(scratch_bytes(left, width) if is_planes else 0, np.uint8)
     staged, starts, weights, out = row.ctypes.data, firsts.ctypes.data, spread.ctypes.data, rows.ctypes.data
-    address, channel_step, row_step, column_step = source
-    address += (job[TOP] + begin) * row_step + job[LEFT] * column_step
-    for _ in range(end - begin):
-        _stage_row(address, channel_step, column_step, job[WIDTH], staged)
-        _resize_row(staged, starts, weights, spread.shape, out, rows.shape[1] * rows.shape[2])
-        address += row_step
+    address = source[ADDRESS] + (job[TOP] + begin) * source[ROW_STEP] + left * source[COLUMN_STEP]
+    for y in range(job[TOP] + begin, job[TOP] + end):
+        if is_planes:
+            stage_planes(source, y, left, width, scratch.ctypes.data, staged)
+        else:
+            stage_row(address, source[CHANNEL_STEP], source[COLUMN_STEP], width, staged)
+            address += source[ROW_STEP]
+        first = staged + 3 * (left % 2) if is_planes else staged
+        _resize_row(first, starts, weights, spread.shape, out, rows.shape[1] * rows.shape[2])
         out += rows.shape[2]
-    return len(row) + len(firsts) + len(spread)  # so that they live until here: Numba counts no addresses
+    return (
+        len(row) + len(firsts) + len(spread) + len(scratch)
+    )  # so that they live until here: Numba counts no addresses
 
 
 @numba.njit(nogil=True, cache=True)
@@ -348,7 +338,7 @@ def _crop_job(source, job, output, image):
 
 @numba.njit(nogil=True, cache=True)
 def _crop_jobs(work, sources, jobs, outputs):
-    # work int64 [n, 2] (image, crop), sources int64 [B, 4], jobs int32 [B, C, 10], outputs int64 [C, 9]
+    # work int64 [n, 2] (image, crop), sources int64 [B, SOURCE_COLUMNS], jobs int32 [B, C, 10], outputs int64 [C, 9]
     for index in range(len(work)):
         image, crop = work[index]
         _crop_job(sources[image], jobs[image, crop], outputs[crop], image)
@@ -382,7 +372,7 @@ def resized_crop_cpu(
         for tensor, table, fmt in zip(out, tables, formats, strict=True)
     ]
     outputs = np.array(rows, np.int64)
-    sources = np.concatenate([images.addresses[:, None], images.strides], axis=1)
+    sources = source_table(images)
     work = np.stack(np.divmod(np.arange(count * crops), crops), axis=1)
     if pool is None:
         _crop_jobs(work, sources, jobs, outputs)

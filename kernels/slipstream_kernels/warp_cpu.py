@@ -13,7 +13,7 @@ import numpy as np
 
 from .color_cpu import HALF, ONE, ZERO, F
 from .ops import NEAREST
-from .resized_crop_cpu import _pointer
+from .source_rows_cpu import _pointer
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")  # a division by zero raises nothing
