@@ -2,6 +2,7 @@
 
 One bad sample fails DALI's whole batch, and its message does not say which one. So sizes are read from the headers
 before any decoder sees the bytes, and after a failed batch every sample is decoded alone: by DALI, then by Pillow.
+JPEGs whose markers are not in order go to Pillow at once: DALI mends some that Pillow refuses.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from slipstream_kernels.ragged import RaggedBatch
 
 from .decode_dali import DALI_FORMATS, DaliPipeline
-from .decode_pillow import check_pixels, decode_with_pillow
+from .decode_pillow import TRUNCATED, check_size, decode_with_pillow
 from .decode_rows import Rows
 from .header import HeaderError, read_header
 
@@ -44,18 +45,27 @@ class Decoder:
     `device` is where the pixels go. `max_batch` is the most images in a call, `num_threads` the number of DALI's CPU
     threads. An image whose header says more than `max_pixels` pixels is refused before any decoder sees it.
     `apply_exif` turns images as their EXIF orientation says; without it pixels come as stored, as torchvision loads
-    them.
+    them. `truncated` is what becomes of a damaged image that Pillow can decode in part: "fail", or "grey" for the rest.
 
     Calls release the GIL while DALI works, and one call runs at a time. A forked child must make its own Decoder: use
     of the parent's raises RuntimeError. Raises ValueError for an argument out of range.
     """
 
     def __init__(
-        self, *, device: torch.device, max_batch: int, num_threads: int, max_pixels: int, apply_exif: bool = False
+        self,
+        *,
+        device: torch.device,
+        max_batch: int,
+        num_threads: int,
+        max_pixels: int,
+        apply_exif: bool = False,
+        truncated: str = "fail",
     ) -> None:
         for name, value in (("max_batch", max_batch), ("num_threads", num_threads), ("max_pixels", max_pixels)):
             if value < 1:
                 raise ValueError(f"{name} must be >= 1, got {value}")
+        if truncated not in TRUNCATED:
+            raise ValueError(f"truncated must be one of {', '.join(map(repr, TRUNCATED))}, got {truncated!r}")
         if device.type not in ("cpu", "cuda"):
             raise ValueError(f"device must be a CPU or CUDA device, got {device}")
         if device.type == "cuda" and device.index is None:
@@ -64,6 +74,7 @@ class Decoder:
         self._max_batch = max_batch
         self._max_pixels = max_pixels
         self._apply_exif = apply_exif
+        self._truncated = truncated
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._closed = False
@@ -73,12 +84,18 @@ class Decoder:
         self._pipeline.build()
 
     def decode(
-        self, encoded: Sequence[np.ndarray], sample_ids: Sequence[int] | np.ndarray, describe: Callable[[int], str]
+        self,
+        encoded: Sequence[np.ndarray],
+        sample_ids: Sequence[int] | np.ndarray,
+        describe: Callable[[int], str],
+        *,
+        partial: dict[int, str] | None = None,
     ) -> RaggedBatch:
         """Decode one batch; the pixels stay in DALI's memory.
 
         `encoded` holds uint8 [n_bytes] arrays, read in place. `describe` tells where a sample_id came from, for errors.
-        A sample's pixels do not depend on its neighbours' being good or bad.
+        A sample's pixels do not depend on its neighbours' being good or bad. Into `partial` goes, by row of the batch,
+        why an image is there only in part (`truncated="grey"`).
 
         On the CPU the pixels are there on return, and live as long as the batch's `owners`.
         On the GPU the call returns when the host's part is done: make the stream that reads the pixels wait for the
@@ -96,7 +113,7 @@ class Decoder:
                 f"encoded and sample_ids must have one length of at most max_batch={self._max_batch}, "
                 f"got {len(encoded)} and {len(sample_ids)}"
             )
-        batch, reasons = self._decode_locked(encoded, None)
+        batch, reasons = self._decode_locked(encoded, None, partial)
         if reasons:
             rows = ((int(sample_ids[row]), row) for row in sorted(reasons))
             raise DecodeError([(sample_id, describe(sample_id), reasons[row]) for sample_id, row in rows])
@@ -104,15 +121,15 @@ class Decoder:
         return batch
 
     def decode_or_stand_in(
-        self, encoded: Sequence[np.ndarray], stand_in: np.ndarray
+        self, encoded: Sequence[np.ndarray], stand_in: np.ndarray, *, partial: dict[int, str] | None = None
     ) -> tuple[RaggedBatch, dict[int, str]]:
         """The same, with the stand-in (uint8 [H, W, 3]) for what cannot be decoded; and why, by row of the batch."""
-        batch, reasons = self._decode_locked(encoded, stand_in)
+        batch, reasons = self._decode_locked(encoded, stand_in, partial)
         assert batch is not None
         return batch, reasons
 
     def _decode_locked(
-        self, encoded: Sequence[np.ndarray], stand_in: np.ndarray | None
+        self, encoded: Sequence[np.ndarray], stand_in: np.ndarray | None, partial: dict[int, str] | None
     ) -> tuple[RaggedBatch | None, dict[int, str]]:
         if os.getpid() != self._pid:
             raise RuntimeError("this Decoder belongs to the parent process: make a new one after fork")
@@ -122,7 +139,7 @@ class Decoder:
             if self._closed:
                 raise RuntimeError("this Decoder is closed")
             try:
-                batch, reasons = self._decode(encoded, stand_in)
+                batch, reasons = self._decode(encoded, stand_in, {} if partial is None else partial)
             except BaseException:
                 if self._stream is not None:
                     self._stream.synchronize()  # the caller lets go of the encoded bytes
@@ -147,7 +164,7 @@ class Decoder:
                 self._reading.clear()
 
     def _decode(
-        self, encoded: Sequence[np.ndarray], stand_in: np.ndarray | None
+        self, encoded: Sequence[np.ndarray], stand_in: np.ndarray | None, partial: dict[int, str]
     ) -> tuple[RaggedBatch | None, dict[int, str]]:
         reasons: dict[int, str] = {}
         table = Rows(len(encoded), self._device, self._stream)
@@ -163,7 +180,7 @@ class Decoder:
             else:
                 table.put_outputs(known, outputs)
         if alone:
-            refused = self._decode_each_alone(encoded, alone, set(known), table, reasons)
+            refused = self._decode_each_alone(encoded, alone, set(known), table, reasons, partial)
             if failure and not refused:  # want of memory, say: right, but slow from now on
                 warnings.warn(
                     f"DALI failed on a batch and then decoded each of its images alone: {failure}",
@@ -179,6 +196,8 @@ class Decoder:
 
     def _sort(self, encoded: Sequence[np.ndarray], reasons: dict[int, str]) -> tuple[list[int], list[int]]:
         """Which rows DALI takes and which are decoded alone, by their headers; the rest is refused: into `reasons`."""
+        from .jpeg_scan import is_in_order  # imports Numba
+
         known: list[int] = []
         alone: list[int] = []
         for row, data in enumerate(encoded):
@@ -188,18 +207,24 @@ class Decoder:
                 alone.append(row)  # Pillow may know the format
                 continue
             try:
-                check_pixels(header.height, header.width, self._max_pixels)
+                check_size(header.format, header.height, header.width, len(data), self._max_pixels)
             except ValueError as error:
                 reasons[row] = str(error)
                 continue
-            if header.format in DALI_FORMATS:
-                known.append(row)
-            else:
+            if header.format not in DALI_FORMATS or (header.format == "jpeg" and not is_in_order(data)):
                 alone.append(row)
+            else:
+                known.append(row)
         return known, alone
 
     def _decode_each_alone(
-        self, encoded: Sequence[np.ndarray], rows: list[int], known: set[int], table: Rows, reasons: dict[int, str]
+        self,
+        encoded: Sequence[np.ndarray],
+        rows: list[int],
+        known: set[int],
+        table: Rows,
+        reasons: dict[int, str],
+        partial: dict[int, str],
     ) -> int:
         """Decode `rows` one by one; returns how many of the `known` ones DALI refused."""
         devices = [self._device] if self._stream is None else [self._device, torch.device("cpu")]
@@ -213,13 +238,23 @@ class Decoder:
                 refused += 1
                 if any(self._accepts(pipeline, data, row, table) for pipeline in single[1:]):
                     continue
-            try:
-                pixels = decode_with_pillow(data, max_pixels=self._max_pixels, apply_exif=self._apply_exif)
-            except Exception as error:  # hostile bytes make Pillow raise struct.error, IndexError and many more
-                reasons[row] = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            pixels, reason = self._by_pillow(data, "fail")
+            if pixels is None and self._truncated == "grey":
+                pixels, _ = self._by_pillow(data, "grey")
+                if pixels is not None:
+                    partial[row] = reason
+            if pixels is None:
+                reasons[row] = reason
             else:
                 table.put_array(row, pixels)
         return refused
+
+    def _by_pillow(self, data: np.ndarray, truncated: str) -> tuple[np.ndarray | None, str]:
+        options: dict[str, Any] = {"max_pixels": self._max_pixels, "apply_exif": self._apply_exif}
+        try:
+            return decode_with_pillow(data, truncated=truncated, **options), ""
+        except Exception as error:  # hostile bytes make Pillow raise struct.error, IndexError and many more
+            return None, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
     def _accepts(self, pipeline: DaliPipeline, data: np.ndarray, row: int, table: Rows) -> bool:
         pipeline.build()

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-# DALI also takes TIFF and PNM, but not rightly: two-channel and float TIFFs come out as wrong pixels without an error,
-# PNM values are not scaled when their maximum is not 255, and a TIFF's orientation is not what Pillow makes of it.
-DALI_FORMATS = frozenset({"jpeg", "png", "bmp", "webp", "jpeg2000"})
+# DALI also takes BMP, TIFF and PNM, but not rightly: BMPs that lack their last bytes and two-channel and float TIFFs
+# come out as wrong pixels without an error, PNM values are not scaled when their maximum is not 255, and a TIFF's
+# orientation is not what Pillow makes of it.
+DALI_FORMATS = frozenset({"jpeg", "png", "webp", "jpeg2000"})
 # The share of a batch's baseline JPEGs that goes to the GPU's JPEG engines, where it has any; the rest goes to CUDA.
 _HW_DECODER_LOAD = 0.65
 

@@ -20,6 +20,7 @@ from .bad_samples import POLICIES, Report
 from .batch_stage import BatchStage, batch_stage_keys, check_batch_stages
 from .dataset import SlipstreamDataset
 from .decode import Decoder
+from .decode_pillow import TRUNCATED
 from .device import choose_device, own_cores, resolve_backend
 from .loading import make_stand_in
 from .pipeline import Pipeline
@@ -38,7 +39,8 @@ class SlipstreamLoader:
     rank, world_size: None is torch.distributed's, else torchrun's, else one rank. The samples of a step of all ranks
     together do not depend on how many they are. on_error: what becomes of a sample that cannot be read, decoded or
     cropped: "raise"; "replace" it by grey, False in `_valid`; "skip" it, which makes its batch shorter; or "resample"
-    another one, as `_indices` shows. `report()` counts them.
+    another one, as `_indices` shows. `report()` counts them. truncated: what becomes of a damaged image that Pillow can
+    decode in part: "fail", which makes it such a sample, or "grey" for the rest; it is valid then, and in `report()`.
     shuffle: True for a new order of all samples each epoch; "windowed" for one that reads few chunks at a time (64
     lanes of chunks in random order, samples shuffled in windows of four chunks). seed: of the order, the boxes and the
     stages. pipelines: image field -> stages, beginning with a crop stage; an image field without one gives a list of
@@ -81,6 +83,7 @@ class SlipstreamLoader:
         rank: int | None = None,
         world_size: int | None = None,
         on_error: str = "raise",
+        truncated: str = "fail",
         apply_exif: bool = False,
         batch_stages: Sequence[BatchStage] = (),
         return_plan: bool = False,
@@ -122,6 +125,7 @@ class SlipstreamLoader:
                 num_threads=num_threads,
                 max_pixels=dataset.max_pixels,
                 apply_exif=checks.flag("apply_exif", apply_exif),
+                truncated=checks.one_of("truncated", truncated, TRUNCATED),
             ),
             pool=ThreadPoolExecutor(num_threads, thread_name_prefix="slipstream-crop"),
             num_threads=num_threads,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from slipstream_kernels.ragged import RaggedBatch
 
-from .bad_samples import GREY, TRIES, resampled_positions
+from .bad_samples import GREY, PARTIAL, TRIES, resampled_positions
 from .decode import DecodeError
 from .source import ReadError
 
@@ -77,21 +77,21 @@ def load_batch(resources: Resources, sampler: Order, epoch: int, positions: np.n
 
 def _load(resources: Resources, ids: np.ndarray, valid: np.ndarray) -> Decoded:
     source = resources.dataset.source
-    return Decoded(
-        sample_ids=ids,
-        images={
-            field: resources.decoder.decode(source.read(ids, field), ids, source.describe)
-            for field in resources.image_fields
-        },
-        values={field: source.values(ids, field) for field in resources.other_fields},
-        valid=valid,
-    )
+    partial: dict[int, str] = {}
+    images = {
+        field: resources.decoder.decode(source.read(ids, field), ids, source.describe, partial=partial)
+        for field in resources.image_fields
+    }
+    resources.record.add(PARTIAL, _failures(resources, ids, partial))
+    values = {field: source.values(ids, field) for field in resources.other_fields}
+    return Decoded(sample_ids=ids, images=images, values=values, valid=valid)
 
 
 def _load_what_can_be(resources: Resources, ids: np.ndarray, valid: np.ndarray) -> tuple[Decoded, dict[int, str]]:
     # All samples, with grey and empty values where there are none, and why: by row.
     source, fields = resources.dataset.source, resources.dataset.fields
     reasons: dict[int, str] = {}
+    partial: dict[int, str] = {}
     values = {}
     for field in resources.other_fields:
         taken, rows = _tolerant(lambda some, field=field: source.values(some, field), ids, reasons)
@@ -100,7 +100,8 @@ def _load_what_can_be(resources: Resources, ids: np.ndarray, valid: np.ndarray) 
     for field in resources.image_fields:
         taken, rows = _tolerant(lambda some, field=field: source.read(some, field), ids, reasons)
         stand_in = resources.stand_in
-        batch, why = resources.decoder.decode_or_stand_in(_filled(taken, rows, len(ids), _NO_BYTES), stand_in)
+        encoded = _filled(taken, rows, len(ids), _NO_BYTES)
+        batch, why = resources.decoder.decode_or_stand_in(encoded, stand_in, partial=partial)
         for row, reason in why.items():
             reasons.setdefault(row, reason)
         pipeline = resources.pipelines.get(field)
@@ -119,6 +120,8 @@ def _load_what_can_be(resources: Resources, ids: np.ndarray, valid: np.ndarray) 
                         values[of][row] = np.array([0, 0, 1, 1])
                 reasons |= {row: reason for row, reason in unfit.items() if row not in reasons}
         images[field] = batch
+    there = {row: reason for row, reason in partial.items() if row not in reasons}
+    resources.record.add(PARTIAL, _failures(resources, ids, there))
     return Decoded(sample_ids=ids.copy(), images=images, values=values, valid=valid.copy()), reasons
 
 

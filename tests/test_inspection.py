@@ -26,6 +26,13 @@ def exif(orientation: int) -> Image.Exif:
     return block
 
 
+def without_tables(data: np.ndarray) -> np.ndarray:
+    """A JPEG whose markers are in order, so that DALI gets it, and which no decoder can read."""
+    whole = bytes(data)
+    first, frame = whole.index(b"\xff\xdb"), whole.index(b"\xff\xc0")
+    return np.frombuffer(whole[:first] + whole[frame:], np.uint8)
+
+
 IMAGES = {
     "00.jpg": encode(picture(0, (40, 30)), subsampling="4:2:0"),
     "01.jpg": encode(picture(1, (50, 30)), subsampling="4:2:0", progressive=True),
@@ -34,7 +41,7 @@ IMAGES = {
     "04.jpg": encode(Image.new("RGB", (80, 2000)), "PNG"),
     "05.jpg": encode(picture(5), "GIF"),
     "06.jpg": encode(picture(6, (90, 60)), subsampling="4:2:2", exif=exif(8)),
-    "07.jpg": encode(picture(7, (90, 60)))[:900],
+    "07.jpg": without_tables(encode(picture(7, (90, 60)))),
     "08.jpg": np.frombuffer(b"not an image", np.uint8),
 }
 BAD = [7, 8]

@@ -1,0 +1,177 @@
+"""Which JPEGs are in order: every ordinary one, whatever lies behind its end, and none with a marker out of place."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from decode_samples import MAX_PIXELS, assert_equal, decode, encode, jpegs, make_decoder, picture, pixels
+from PIL import Image
+
+from slipstream import jpeg_scan
+from slipstream.decode import DecodeError
+from slipstream.decode_pillow import decode_with_pillow
+from slipstream.jpeg_scan import is_in_order
+
+ORDINARY = {
+    "4:2:0": {},
+    "4:2:2": {"subsampling": 1},
+    "4:4:4": {"subsampling": 0},
+    "progressive": {"progressive": True},
+    "restarts": {"restart_marker_blocks": 1},
+    "exif": {"exif": b"Exif\0\0" + b"\xff\xd9" * 40},
+    "comment": {"comment": b"\xff\xda" * 9},
+    "quality 100": {"quality": 100},
+}
+
+
+def jpeg(**options) -> bytes:
+    return bytes(encode(picture(3, (120, 90)), **options))
+
+
+def as_array(data: bytes) -> np.ndarray:
+    return np.frombuffer(data, np.uint8)
+
+
+def scan_of(data: bytes) -> int:
+    """Where the first scan's coded data begins."""
+    at = data.index(b"\xff\xda")
+    return at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+
+
+@pytest.mark.parametrize("kind", ORDINARY)
+def test_ordinary_files_are_in_order_whatever_comes_behind_them(kind: str) -> None:
+    data = jpeg(**ORDINARY[kind])
+    for behind in (b"", b"\0", b"\xff", b"\r\n", bytes(70_000), b"\xff\xd8\xff\xe1" + bytes(99), data, data[:200]):
+        assert is_in_order(as_array(data + behind)), (kind, behind[:4])
+
+
+def test_a_file_with_pictures_behind_the_first_is_in_order() -> None:
+    out = io.BytesIO()
+    picture(0).save(out, "MPO", save_all=True, append_images=[picture(1)])
+    assert is_in_order(as_array(out.getvalue()))
+
+
+def test_fill_bytes_before_a_marker_are_in_order() -> None:
+    data = jpeg()
+    at = data.index(b"\xff\xdb")
+    assert is_in_order(as_array(data[:at] + b"\xff\xff\xff" + data[at:]))
+    assert is_in_order(as_array(data[:-2] + b"\xff\xff" + data[-2:]))
+
+
+@pytest.mark.parametrize("kind", ORDINARY)
+def test_no_beginning_of_a_file_is_in_order(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = jpeg(**ORDINARY[kind])
+    assert not any(is_in_order(as_array(data[:end])) for end in range(len(data)))
+    # The same in Python, which says so where an index is beyond the end; compiled code reads on.
+    monkeypatch.setattr(jpeg_scan, "_next_marker", jpeg_scan._next_marker.py_func)
+    small = bytes(encode(picture(3, (9, 7)), **ORDINARY[kind]))
+    assert jpeg_scan._is_in_order.py_func(as_array(small))
+    assert not any(jpeg_scan._is_in_order.py_func(as_array(small[:end])) for end in range(len(small)))
+
+
+@pytest.mark.parametrize("marker", [0x01, 0x02, 0x29, 0xC0, 0xC1, 0xC3, 0xC8, 0xC9, 0xD8, 0xDC, 0xDE, 0xDF, 0xF0, 0xFD])
+@pytest.mark.parametrize("where", [0.0, 0.3, 0.5, 0.99])
+def test_a_marker_that_may_not_stand_in_coded_data_is_found_anywhere(marker: int, where: float) -> None:
+    data = bytearray(jpeg(quality=95))
+    begin = scan_of(data)
+    for at in range(begin + int(where * (len(data) - 4 - begin)), len(data) - 4)[:3]:
+        torn = bytearray(data)
+        torn[at : at + 2] = bytes([0xFF, marker])
+        assert not is_in_order(as_array(bytes(torn))), at
+
+
+@pytest.mark.parametrize("marker", [0xC4, 0xDB, 0xDD, 0xE0, 0xFE, 0xDA])
+def test_a_segment_that_lies_about_its_length_is_found(marker: int) -> None:
+    data = jpeg(quality=95)
+    at = scan_of(data) + 500
+    for length in (0, 1, 7, 400, 60_000):
+        torn = data[:at] + bytes([0xFF, marker]) + length.to_bytes(2, "big") + data[at:]
+        # What begins at the stated end is no marker, but by chance.
+        behind = at + 2 + length
+        assert torn[behind : behind + 1] != b"\xff"
+        expected = marker == 0xDA and 2 <= length < 60_000  # another scan may come anywhere
+        assert is_in_order(as_array(torn)) == expected, length
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision"), [(0xC3, 8), (0xC5, 8), (0xC9, 8), (0xCA, 8), (0xC0, 2), (0xC1, 12), (0xC0, 0)]
+)
+def test_other_codings_than_huffmans_of_8_bits_are_left_to_pillow(kind: int, precision: int) -> None:
+    data = bytearray(jpeg())
+    at = data.index(b"\xff\xc0")
+    data[at + 1], data[at + 4] = kind, precision
+    assert not is_in_order(as_array(bytes(data)))
+
+
+def test_two_frames_no_scan_and_no_frame_are_found() -> None:
+    data = jpeg()
+    frame = data.index(b"\xff\xc0")
+    scan = data.index(b"\xff\xda")
+    header = data[frame : frame + 19]
+    assert not is_in_order(as_array(data[:frame] + header + data[frame:]))
+    assert not is_in_order(as_array(data[:frame] + data[frame + 19 :]))
+    assert not is_in_order(as_array(data[:scan] + b"\xff\xd9"))
+
+
+def test_photographs_are_in_order(photos) -> None:
+    assert [path.name for path in photos if not is_in_order(np.fromfile(path, np.uint8))] == []
+
+
+def test_views_that_are_not_contiguous_are_read() -> None:
+    data = as_array(jpeg())
+    assert is_in_order(np.repeat(data, 2)[::2])
+
+
+@pytest.fixture
+def seen_by_dali(decoder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images DALI was given, call by call."""
+    seen: list[int] = []
+    run = decoder._pipeline.run
+
+    def count(encoded, stream):
+        seen.append(len(encoded))
+        return run(encoded, stream)
+
+    monkeypatch.setattr(decoder._pipeline, "run", count)
+    return seen
+
+
+def test_dali_gets_what_is_in_order_only(decoder, seen_by_dali) -> None:
+    good = jpegs(4)
+    torn = bytearray(bytes(good[0]))
+    at = scan_of(torn) + 200
+    torn[at : at + 2] = b"\xff\x29"
+    with pytest.raises(DecodeError) as caught:
+        decode(decoder, [*good[:2], as_array(bytes(torn)), good[2][:-2], *good[2:]])
+    assert [row for row, _, _ in caught.value.failures] == [2, 3]
+    assert seen_by_dali == [4]  # and in one piece: bad ones do not make it fail
+    tail = as_array(bytes(good[0]) + bytes(5000))
+    assert_equal(pixels(decode(decoder, [tail, good[1]])), [decode_with_pillow(data) for data in good[:2]])
+    assert seen_by_dali == [4, 2]
+
+
+def test_suspicious_files_that_pillow_takes_come_out(decoder, seen_by_dali) -> None:
+    data = jpeg()
+    at = data.index(b"\xff\xdb")
+    stray = as_array(data[:at] + b"\0\0\0" + data[at:])  # bytes between two markers
+    assert not is_in_order(stray)
+    assert_equal(pixels(decode(decoder, [stray])), [decode_with_pillow(as_array(data), max_pixels=MAX_PIXELS)])
+    assert seen_by_dali == []
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 4, 8, 100])
+def test_a_bmp_that_lacks_bytes_is_pillows(cut: int) -> None:
+    """DALI takes one that lacks up to a row, and gives another picture."""
+    data = encode(picture(2, (91, 60)), "BMP")
+    decoder = make_decoder()
+    short = data[:-cut]
+    try:
+        expected = np.asarray(Image.open(io.BytesIO(short)).convert("RGB"))
+    except OSError:
+        with pytest.raises(DecodeError):
+            decode(decoder, [short])
+    else:
+        assert_equal(pixels(decode(decoder, [short])), [expected])
+    decoder.close()
