@@ -7,6 +7,7 @@ JPEGs whose markers are not in order go to Pillow at once: DALI mends some that 
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import warnings
@@ -18,10 +19,13 @@ import numpy as np
 import torch
 from slipstream_kernels.ragged import RaggedBatch
 
+from .decode_check import Checked, DecodeCheck
 from .decode_dali import DALI_FORMATS, DaliPipeline
 from .decode_pillow import TRUNCATED, check_size, decode_with_pillow
 from .decode_rows import Rows
 from .header import HeaderError, read_header
+
+_log = logging.getLogger("slipstream")
 
 
 class DecodeError(RuntimeError):
@@ -46,6 +50,7 @@ class Decoder:
     threads. An image whose header says more than `max_pixels` pixels is refused before any decoder sees it.
     `apply_exif` turns images as their EXIF orientation says; without it pixels come as stored, as torchvision loads
     them. `truncated` is what becomes of a damaged image that Pillow can decode in part: "fail", or "grey" for the rest.
+    `verify` compares one sample in 256, and what looks unwritten, with the CPU's pixels; None does so on a GPU.
 
     Calls release the GIL while DALI works, and one call runs at a time. A forked child must make its own Decoder: use
     of the parent's raises RuntimeError. Raises ValueError for an argument out of range.
@@ -60,6 +65,7 @@ class Decoder:
         max_pixels: int,
         apply_exif: bool = False,
         truncated: str = "fail",
+        verify: bool | None = None,
     ) -> None:
         for name, value in (("max_batch", max_batch), ("num_threads", num_threads), ("max_pixels", max_pixels)):
             if value < 1:
@@ -82,6 +88,10 @@ class Decoder:
         self._reading: deque[tuple[Any, tuple[np.ndarray, ...]]] = deque()  # encoded bytes until the GPU has read them
         self._pipeline = DaliPipeline(device, max_batch=max_batch, num_threads=num_threads, apply_exif=apply_exif)
         self._pipeline.build()
+        self._check: DecodeCheck | None = None
+        if device.type == "cuda" if verify is None else verify:
+            options: dict[str, Any] = {"max_pixels": max_pixels, "apply_exif": apply_exif}
+            self._check = DecodeCheck(lambda data: decode_with_pillow(data, **options))
 
     def decode(
         self,
@@ -104,16 +114,16 @@ class Decoder:
         nothing of the reader's. The encoded bytes, which the GPU may still read, the decoder holds itself, so that a
         batch that nobody reads can be dropped at any time.
 
-        Raises DecodeError naming every sample that neither DALI nor Pillow could decode, or that has more than
-        max_pixels; the decoder goes on with the next batch. Raises ValueError for more than max_batch images, and
-        RuntimeError after close() or in a forked child.
+        Raises DecodeError naming every sample that neither DALI nor Pillow could decode, that has more than max_pixels,
+        or that was decoded wrongly in a batch before; the decoder goes on with the next batch. Raises ValueError for
+        more than max_batch images, and RuntimeError after close() or in a forked child.
         """
         if len(encoded) != len(sample_ids):
             raise ValueError(
                 f"encoded and sample_ids must have one length of at most max_batch={self._max_batch}, "
                 f"got {len(encoded)} and {len(sample_ids)}"
             )
-        batch, reasons = self._decode_locked(encoded, None, partial)
+        batch, reasons = self._decode_locked(encoded, sample_ids, describe, None, partial)
         if reasons:
             rows = ((int(sample_ids[row]), row) for row in sorted(reasons))
             raise DecodeError([(sample_id, describe(sample_id), reasons[row]) for sample_id, row in rows])
@@ -121,15 +131,29 @@ class Decoder:
         return batch
 
     def decode_or_stand_in(
-        self, encoded: Sequence[np.ndarray], stand_in: np.ndarray, *, partial: dict[int, str] | None = None
+        self,
+        encoded: Sequence[np.ndarray],
+        sample_ids: Sequence[int] | np.ndarray,
+        describe: Callable[[int], str],
+        *,
+        stand_in: np.ndarray,
+        partial: dict[int, str] | None = None,
     ) -> tuple[RaggedBatch, dict[int, str]]:
-        """The same, with the stand-in (uint8 [H, W, 3]) for what cannot be decoded; and why, by row of the batch."""
-        batch, reasons = self._decode_locked(encoded, stand_in, partial)
+        """The same, with the stand-in (uint8 [H, W, 3]) for what cannot be decoded; and why, by row of the batch.
+
+        Raises DecodeError only for what was decoded wrongly in a batch before.
+        """
+        batch, reasons = self._decode_locked(encoded, sample_ids, describe, stand_in, partial)
         assert batch is not None
         return batch, reasons
 
     def _decode_locked(
-        self, encoded: Sequence[np.ndarray], stand_in: np.ndarray | None, partial: dict[int, str] | None
+        self,
+        encoded: Sequence[np.ndarray],
+        sample_ids: Sequence[int] | np.ndarray,
+        describe: Callable[[int], str],
+        stand_in: np.ndarray | None,
+        partial: dict[int, str] | None,
     ) -> tuple[RaggedBatch | None, dict[int, str]]:
         if os.getpid() != self._pid:
             raise RuntimeError("this Decoder belongs to the parent process: make a new one after fork")
@@ -138,8 +162,11 @@ class Decoder:
         with self._lock:
             if self._closed:
                 raise RuntimeError("this Decoder is closed")
+            wrong = self._check.failures() if self._check is not None else []
+            if wrong:
+                raise DecodeError(wrong)
             try:
-                batch, reasons = self._decode(encoded, stand_in, {} if partial is None else partial)
+                batch, reasons, on_device = self._decode(encoded, stand_in, {} if partial is None else partial)
             except BaseException:
                 if self._stream is not None:
                     self._stream.synchronize()  # the caller lets go of the encoded bytes
@@ -151,6 +178,9 @@ class Decoder:
                     self._reading.append((batch.ready, tuple(encoded)))
                 while self._reading and self._reading[0][0].query():
                     self._reading.popleft()
+            if self._check is not None and batch is not None and on_device:
+                checked = Checked(batch, on_device, list(encoded), np.asarray(sample_ids, np.int64))
+                self._check.add(checked, describe, self._stream)
             return batch, reasons
 
     def close(self) -> None:
@@ -159,13 +189,15 @@ class Decoder:
             with self._lock:
                 self._closed = True
                 self._pipeline.close()
+                for sample_id, path, reason in self._check.close() if self._check is not None else ():
+                    _log.error("sample %d (%s): %s", sample_id, path, reason)  # no batch comes that it could stop
                 for ready, _ in self._reading:
                     ready.synchronize()
                 self._reading.clear()
 
     def _decode(
         self, encoded: Sequence[np.ndarray], stand_in: np.ndarray | None, partial: dict[int, str]
-    ) -> tuple[RaggedBatch | None, dict[int, str]]:
+    ) -> tuple[RaggedBatch | None, dict[int, str], list[int]]:
         reasons: dict[int, str] = {}
         table = Rows(len(encoded), self._device, self._stream)
         known, alone = self._sort(encoded, reasons)
@@ -188,11 +220,11 @@ class Decoder:
                     stacklevel=3,
                 )
         if reasons and stand_in is None:
-            return None, reasons
+            return None, reasons, []
         for row in reasons:
             assert stand_in is not None
             table.put_array(row, stand_in)
-        return table.batch(), reasons
+        return table.batch(), reasons, table.on_device
 
     def _sort(self, encoded: Sequence[np.ndarray], reasons: dict[int, str]) -> tuple[list[int], list[int]]:
         """Which rows DALI takes and which are decoded alone, by their headers; the rest is refused: into `reasons`."""

@@ -18,6 +18,7 @@ class Rows:
         self._device = device
         self._stream = stream
         self.owners: list[Any] = []
+        self.on_device: list[int] = []  # rows that DALI decoded where they lie
 
     def put_outputs(self, rows: list[int], outputs: Any) -> None:
         """Take a DALI TensorList of uint8 [H, W, 3] samples; addresses and shapes are host data, so nothing waits."""
@@ -27,6 +28,7 @@ class Rows:
         self._addresses[rows] = [outputs[i].data_ptr() for i in range(len(rows))]
         self._sizes[rows] = shapes[:, :2]
         self.owners.append(outputs)
+        self.on_device += rows
 
     def put_array(self, row: int, pixels: np.ndarray) -> None:
         self._sizes[row] = pixels.shape[:2]

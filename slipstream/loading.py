@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -99,9 +100,9 @@ def _load_what_can_be(resources: Resources, ids: np.ndarray, valid: np.ndarray) 
     images = {}
     for field in resources.image_fields:
         taken, rows = _tolerant(lambda some, field=field: source.read(some, field), ids, reasons)
-        stand_in = resources.stand_in
+        decode = functools.partial(resources.decoder.decode_or_stand_in, stand_in=resources.stand_in)
         encoded = _filled(taken, rows, len(ids), _NO_BYTES)
-        batch, why = resources.decoder.decode_or_stand_in(encoded, stand_in, partial=partial)
+        batch, why = decode(encoded, ids, source.describe, partial=partial)
         for row, reason in why.items():
             reasons.setdefault(row, reason)
         pipeline = resources.pipelines.get(field)
@@ -113,7 +114,7 @@ def _load_what_can_be(resources: Resources, ids: np.ndarray, valid: np.ndarray) 
                 boxes[crop] = values[of]
             unfit = pipeline.unfit(batch.sizes, boxes)
             if unfit:
-                grey, _ = resources.decoder.decode_or_stand_in([_NO_BYTES] * len(unfit), stand_in)
+                grey, _ = decode([_NO_BYTES] * len(unfit), ids[list(unfit)], source.describe)
                 batch = batch.with_rows(np.array(list(unfit)), grey)
                 for of in pipeline.box_fields.values():
                     for row in unfit:

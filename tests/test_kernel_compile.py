@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import triton
-from slipstream_kernels import blur, color, resized_crop
+from slipstream_kernels import blur, bytes_at, color, resized_crop
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -39,6 +39,7 @@ KERNELS = {
         },
         {**CROP, "JOB": 10},
     ),
+    "bytes_at_kernel": (bytes_at, {"addresses": "*i64", "out": "*u8", "count": "i32"}, dict(bytes_at.LAUNCH)),
     "readings_kernel": (color, PROGRAMS, COLOR),
     "equalize_kernel": (color, PROGRAMS, COLOR),
     "pixels_kernel": (color, PROGRAMS, {**COLOR, "GATHERS": False}),
@@ -50,7 +51,7 @@ KERNELS = {
 
 # The multiply-adds that a kernel asks for: divide_many's twelve for each of a thread's pixels, and two for each of
 # autocontrast's reciprocals.
-FUSED = {name: 8 * 12 if "blur_" in name else 4 * 12 for name in KERNELS if "resize" not in name}
+FUSED = {name: 8 * 12 if "blur_" in name else 4 * 12 for name in KERNELS if "programs" in KERNELS[name][1]}
 FUSED |= {name: 4 * 12 + 6 for name in KERNELS if "pixels" in name}
 
 
@@ -107,5 +108,5 @@ def test_it_compiles_without_spills_and_exactly(
         assert "div.rn.f64" in ptx
     elif name == "resized_crop_kernel":
         assert not re.search(r"\.f(16|32|64)\b", ptx), "the crop kernel is whole-number arithmetic"
-    elif name not in ("readings_kernel", "equalize_kernel"):
+    elif name not in ("bytes_at_kernel", "readings_kernel", "equalize_kernel"):
         assert "cvt.rn.bf16" in ptx, "the interpreter's cast is not the hardware's"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 
 import numpy as np
@@ -96,3 +97,8 @@ def _resize_last_axis(pixels: torch.Tensor, full: int, kind: int) -> torch.Tenso
     weights = resize_weights_reference(pixels.shape[-1], full, kind)
     total = pixels @ weights.T + (1 << (PRECISION_BITS - 1))
     return (total >> PRECISION_BITS).clamp(0, 255)
+
+
+def bytes_at_reference(addresses: torch.Tensor) -> torch.Tensor:
+    """bytes_at in plain Python, for memory of the host."""
+    return torch.tensor([ctypes.c_uint8.from_address(at).value for at in addresses.tolist()], dtype=torch.uint8)
