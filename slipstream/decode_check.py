@@ -23,7 +23,7 @@ from .device import to_device
 from .draws import Draws, stream_key
 
 ONE_IN = 256
-# Of 255, over all values of an image. On the CPU, DALI and Pillow differ by 0, and by 0.4 for CMYK at most; torchvision
+# Of 255, over all values of an image. On the CPU, DALI and Pillow differ by 0; torchvision
 # holds nvJPEG to 2 of libjpeg (its test_decode_jpeg_cuda). Another picture differs by tens.
 BOUND = 2.0
 _BEHIND = 2  # batches whose check may be under way before the decoder waits for one

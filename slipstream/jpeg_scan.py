@@ -22,7 +22,8 @@ _READ_ONLY = types.Array(types.uint8, 1, "C", readonly=True)
 def is_in_order(data: np.ndarray) -> bool:
     """Tell whether a JPEG (uint8 [n_bytes]) is of the ordinary kind, with all its markers in order up to its end.
 
-    Ordinary is Huffman coding of 8 bits a sample, sequential or progressive. Bytes behind the end marker do not matter:
+    Ordinary is Huffman coding of 8 bits a sample, sequential or progressive, of one or three components: DALI takes
+    CMYK without Adobe's marker for inverted. Bytes behind the end marker do not matter:
     cameras write previews, films and what not there. False is a suspicion, no verdict: Pillow takes some such files.
     """
     return bool(_is_in_order(np.ascontiguousarray(data)))
@@ -69,7 +70,7 @@ def _is_in_order(data: np.ndarray) -> bool:
             return False
         if _BASELINE <= marker <= _PROGRESSIVE:
             frames += 1
-            if frames > 1 or length < 8 or data[at + 4] != 8:
+            if frames > 1 or length < 8 or data[at + 4] != 8 or (data[at + 9] != 1 and data[at + 9] != 3):
                 return False
         elif marker == _SOS:
             scans += 1

@@ -105,6 +105,11 @@ def test_other_codings_than_huffmans_of_8_bits_are_left_to_pillow(kind: int, pre
     assert not is_in_order(as_array(bytes(data)))
 
 
+def test_four_components_are_left_to_pillow() -> None:
+    assert not is_in_order(encode(picture().convert("CMYK")))
+    assert is_in_order(encode(picture().convert("L")))
+
+
 def test_two_frames_no_scan_and_no_frame_are_found() -> None:
     data = jpeg()
     frame = data.index(b"\xff\xc0")
