@@ -19,10 +19,14 @@ _PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "JPEG2000", "PPM", "GIF
 TRUNCATED = ("fail", "grey")
 # Decoders fill in what a header promises and the data lacks: a JPEG of 1 KB took 2.8 s and 1 GB, a JPEG 2000 of 8 KB
 # 12 s and 2.5 GB. Above so many pixels, which cost at most a second and 200 MB, the data must be able to hold them.
-_PLAIN_PIXELS = 12_000_000
-# The most pixels a byte. JPEG: a block of 64 has at least one bit of Huffman code. The others have no such bound; what
-# is beyond this is blank. (Lying PNGs fail at no cost, and bilevel TIFFs of scanned pages are this dense.)
-_PIXELS_A_BYTE = {"jpeg": 512, "mpo": 512, "webp": 2048, "jpeg2000": 2048, "gif": 2048, "avif": 2048}
+_PLAIN_PIXELS = 10_000_000
+# The most pixels a byte. JPEG: a block of 64 has at least one bit of Huffman code; PNG: deflate makes 1032 bytes of
+# one, each of eight pixels; PNM: eight. The others have no such bound, but beyond this they are blank, or lie. There is
+# none for BMP, which fails at no cost, nor for bilevel TIFF, whose blank pages are as small.
+_PIXELS_A_BYTE = {"jpeg": 512, "mpo": 512, "png": 1032 * 8, "pnm": 8, "ppm": 8}
+_PIXELS_A_BYTE |= dict.fromkeys(("webp", "jpeg2000", "gif", "avif", "tiff of bytes"), 2048)
+# Of a damaged image whose rest is to be filled in.
+_GREY_PIXELS_A_BYTE = 512
 
 # By process: a lock that another thread held at a fork stays locked in the child.
 _pillow_locks: dict[int, threading.Lock] = {}
@@ -59,7 +63,10 @@ def decode_with_pillow(
             reason = f"no image that Pillow knows: {len(data)} bytes, beginning {bytes(data[:8])!r}"
             raise UnidentifiedImageError(reason) from None
         with opened as image:
-            check_size((image.format or "").lower(), image.height, image.width, len(data), max_pixels)
+            format = (image.format or "").lower()
+            if format == "tiff" and image.mode != "1":
+                format = "tiff of bytes"
+            check_size(format, image.height, image.width, len(data), max_pixels, truncated=truncated)
             image.load()
             if apply_exif:
                 ImageOps.exif_transpose(image, in_place=True)
@@ -71,12 +78,18 @@ def decode_with_pillow(
             return np.array(image.convert("RGB"))
 
 
-def check_size(format: str, height: int, width: int, n_bytes: int, max_pixels: int | None) -> None:
+def check_size(
+    format: str, height: int, width: int, n_bytes: int, max_pixels: int | None, *, truncated: str = "fail"
+) -> None:
     """Raise ValueError for more than `max_pixels` pixels, or for far more than `n_bytes` of this format can hold."""
-    says = f"the header says height {height} and width {width}: {height * width} pixels"
-    if max_pixels is not None and height * width > max_pixels:
+    pixels = height * width
+    says = f"the header says height {height} and width {width}: {pixels} pixels"
+    if max_pixels is not None and pixels > max_pixels:
         raise ValueError(f"{says}, max_pixels is {max_pixels}")
-    if height * width > max(_PLAIN_PIXELS, n_bytes * _PIXELS_A_BYTE.get(format, height * width)):
+    densest = _PIXELS_A_BYTE.get(format, pixels)
+    if truncated == "grey":
+        densest = min(densest, _GREY_PIXELS_A_BYTE)
+    if pixels > max(_PLAIN_PIXELS, n_bytes * densest):
         raise ValueError(f"{says}, which {n_bytes} bytes of {format} cannot hold")
 
 
