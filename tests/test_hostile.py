@@ -66,7 +66,18 @@ def colours(hostile: list[Path]) -> dict[int, np.ndarray]:
     return means
 
 
+@pytest.fixture(scope="module")
+def compiled(hostile: list[Path], colours: dict[int, np.ndarray]) -> None:
+    """The crop kernel, which may take longer to compile than any batch to decode."""
+    good = [hostile[number] for number in list(colours)[:2]]
+    with SlipstreamLoader(
+        SlipstreamDataset(Files(good)), 2, pipelines={"image": WHOLE}, device="cpu", verbose=False
+    ) as loader:
+        next(iter(loader))
+
+
 @pytest.mark.timeout(180)
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("policy", ["replace", "skip", "resample"])
 def test_good_ones_come_out_and_bad_ones_are_named(
     hostile: list[Path], colours: dict[int, np.ndarray], policy: str, capsys: pytest.CaptureFixture[str]
