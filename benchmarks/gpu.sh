@@ -6,6 +6,7 @@
 #   OUT                folder for the JSON files and the tests' log (benchmarks/results)
 #   PYTHON             an interpreter with torch, Triton, numba and pytest (.venv's, else python3)
 #   SLIPSTREAM_PHOTOS  a folder with one folder of JPEGs for each class (else photographs that ship in packages)
+#   SLIPSTREAM_HOSTILE a folder of damaged JPEGs for the tests (else what lies beside the checkout)
 #   SLIPSTREAM_COMMIT  the commit to record, where the tree came without its history
 #
 # Nothing need be installed: the two source roots go on the path. What needs a missing package says so and is left out.

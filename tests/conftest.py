@@ -38,6 +38,16 @@ def photos() -> list[Path]:
 
 
 @pytest.fixture(scope="session")
+def hostile() -> list[Path]:
+    """The damaged and odd JPEGs beside the checkout, or in $SLIPSTREAM_HOSTILE, if they are there."""
+    folder = Path(os.environ.get("SLIPSTREAM_HOSTILE") or SHARED / "hostile")
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".csv")
+    if not found:
+        pytest.skip("../shared/hostile is not here")
+    return found
+
+
+@pytest.fixture(scope="session")
 def scenes() -> list[np.ndarray]:
     """Eight images that need no files, uint8 [H, W, 3]: noise over gradients, portrait, landscape, thin and tiny."""
     rng = np.random.default_rng(20)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SHARED
 from PIL import Image, ImageFile
 
 from slipstream import Resize, SlipstreamDataset, SlipstreamLoader
@@ -43,14 +42,6 @@ class Files:
 
     def close(self) -> None:
         pass
-
-
-@pytest.fixture(scope="module")
-def hostile() -> list[Path]:
-    paths = sorted(path for path in (SHARED / "hostile").rglob("*") if path.is_file() and path.suffix != ".csv")
-    if not paths:
-        pytest.skip("../shared/hostile is not here")
-    return paths
 
 
 @pytest.fixture(scope="module")
