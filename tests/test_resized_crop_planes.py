@@ -93,19 +93,11 @@ def test_every_place_of_a_small_box(run) -> None:
     """Boxes that begin and end at each parity and border, of 1 to 4 pixels a side: nothing but the law decides."""
     (planes,) = images = noise(np.random.default_rng(2), [(6, 7)])
     (pixels,) = as_rgb(images)
-    jobs = np.array(
-        [
-            [[y, x, h, w, h, w, 0, 0, 0, 0]]
-            for h, w in ((1, 1), (2, 3), (4, 2))
-            for y in range(7 - h)
-            for x in range(8 - w)
-        ],
-        np.int32,
-    )
-    for h, w in ((1, 1), (2, 3), (4, 2)):
-        some = jobs[(jobs[:, 0, 2:4] == (h, w)).all(1)]
-        (output,) = run(RaggedBatch.from_planes([planes] * len(some)), some, [OutputFormat(size=(h, w))])
-        for cut, (y, x, *_) in zip(output, some[:, 0].tolist(), strict=True):
+    for h, w in ((2, 3),) if run is _with_triton else ((1, 1), (2, 3), (4, 2)):
+        places = [(y, x) for y in range(7 - h) for x in range(8 - w)]
+        jobs = np.array([[[y, x, h, w, h, w, 0, 0, 0, 0]] for y, x in places], np.int32)
+        (output,) = run(RaggedBatch.from_planes([planes] * len(jobs)), jobs, [OutputFormat(size=(h, w))])
+        for cut, (y, x) in zip(output, places, strict=True):
             assert np.array_equal(cut.permute(1, 2, 0), pixels[y : y + h, x : x + w]), (y, x, h, w)
 
 
@@ -140,7 +132,7 @@ def test_rows_of_planes_may_lie_apart(run) -> None:
 def test_every_element_is_written_and_nothing_beside(run) -> None:
     if run is _on_gpu:
         pytest.skip("outputs are the RGB kernel's, tested in test_resized_crop.py")
-    images = noise(np.random.default_rng(7), SIZES)
+    images = noise(np.random.default_rng(7), SIZES[3:7] if run is _with_triton else SIZES)
     jobs = random_jobs(np.random.default_rng(8), as_rgb(images), [(21, 35)])
     results = []
     for poison in (85, 170):

@@ -51,6 +51,19 @@ def round_to_byte(total):
 
 
 @triton.jit
+def chroma_of_four(near, below, beside, across, odd):
+    """A chroma plane between its samples, less 128 (int32): 9 of the nearest, 3 of the one above or below it and of the
+    one beside it, 1 of the one across, sixteenths, rounded down in odd columns and up in the others (yuv420.py)."""
+    return ((3 * (3 * near + below) + (3 * beside + across) + 8 - odd) >> 4) - 128
+
+
+@triton.jit
+def byte_of_planes(luma, share):
+    """A channel's byte (int32) of Y and of its share of chroma, which has 16 fractional bits and their half."""
+    return tl.minimum(tl.maximum(luma.to(tl.int32) + (share >> 16), 0), 255)
+
+
+@triton.jit
 def clamp_unit(x):
     """x held to [0, 1]."""
     return tl.minimum(tl.maximum(x, 0.0), 1.0)

@@ -174,6 +174,11 @@ class RaggedBatch:
             chroma=chroma,
         )
 
+    def table(self) -> np.ndarray:
+        """What a kernel is told of each image, int64 [B, 9]: address and strides, chroma, and chroma's (h, w)."""
+        chroma = np.zeros_like(self.strides) if self.chroma is None else self.chroma
+        return np.concatenate([self.addresses[:, None], self.strides, chroma, (self.sizes + 1) // 2], axis=1)
+
     def wait_on_current_stream(self) -> None:
         """Make torch's current stream wait until the pixels may be read; the host does not wait."""
         if self.ready is not None:

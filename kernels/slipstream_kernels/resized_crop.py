@@ -7,6 +7,8 @@ rows, rounded to 8 bits, then a vertical pass over that, both with 22-bit fixed-
 Each pass is a product with a banded matrix of weights, so it runs on the tensor cores in int8: a pixel less 128 is an
 int8, a weight is three int8 pieces, and integer products are exact. README.md has the derivation.
 
+An image of YUV 4:2:0 planes becomes RGB bytes, by the law of yuv420.py, as its pixels are loaded.
+
 Shapes: B images (ragged), C crops, outputs [B, 3, h, w]. It does not sample boxes, blur, or know a crop's name.
 """
 
@@ -24,13 +26,14 @@ import torch
 import triton
 import triton.language as tl
 
-from ._math import filter_weight, pack_weight, round_to_byte, unpack_weight
+from ._math import byte_of_planes, chroma_of_four, filter_weight, pack_weight, round_to_byte, unpack_weight
 from .crop_jobs import JOB_COLUMNS, OutputFormat, check_jobs, check_outputs, empty_outputs, tap_counts
 from .launch import check_device, launching_on
 from .ragged import RaggedBatch
 
 # int64 columns of the three tables that travel to the device
 IMAGE_COLUMNS = 4  # address, channel stride, row stride, column stride
+PLANES_COLUMNS = 9  # and, where any image is YUV, Cb's and Cr's address, their row stride, height and width
 TASK_COLUMNS = JOB_COLUMNS + 4  # a job, then where its vertical and horizontal weights start, then their tap counts
 OUTPUT_COLUMNS = 9  # address, image / channel / row / column stride (elements), element size, table's address, h, w
 HEADER = 2  # int32 before each output pixel's weights: first source pixel, and 2**21 + 128 * sum(weights)
@@ -46,14 +49,14 @@ class LaunchOptions(TypedDict):
     enable_fp_fusion: bool
 
 
-def launch_options() -> LaunchOptions:
+def launch_options(*, planes: bool = False) -> LaunchOptions:
     """Tile and warps of the crop kernel: output rows and columns, source rows and columns a step."""
     return {
         "BLOCK_H": 32,
         "BLOCK_W": 32,
-        "BLOCK_R": 64,
+        "BLOCK_R": 32 if planes else 64,
         "BLOCK_K": 32,
-        "num_warps": 4,
+        "num_warps": 8 if planes else 4,
         "num_stages": 1,
         "enable_fp_fusion": False,
     }
@@ -133,6 +136,26 @@ def add_weights_by_pixels(total, high, middle, low, pixels):
 
 
 @triton.jit
+def nearest_two(place, last):
+    # The nearer and the farther of the chroma rows (or columns) around these of the image, inside the plane.
+    near = tl.minimum(place >> 1, last)
+    return near, tl.minimum(tl.maximum((place >> 1) + (place & 1) * 2 - 1, 0), last)
+
+
+@triton.jit
+def add_chroma(total, share, plane, places, odd):
+    # Add a chroma plane's share, if it has one, to pixels between its samples: four bytes of it a pixel. The second and
+    # third channel, and a pixel's neighbours, find them in the cache.
+    if share != 0:
+        near = tl.load(plane + places[0]).to(tl.int32)
+        below = tl.load(plane + places[1]).to(tl.int32)
+        beside = tl.load(plane + places[2]).to(tl.int32)
+        across = tl.load(plane + places[3]).to(tl.int32)
+        total += share * chroma_of_four(near, below, beside, across, odd)
+    return total
+
+
+@triton.jit
 def store_bytes(value, address, offset, mask, size, table):
     # One channel's bytes (int32 values) to their place, through the channel's table of 1-, 2- or 4-byte values if any.
     if size == 4:
@@ -157,12 +180,14 @@ def resized_crop_kernel(
     num_crops,
     num_tiles,
     JOB: tl.constexpr,
+    PLANES: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    # One program computes a BLOCK_H x BLOCK_W tile, all three channels, of one crop of one image.
+    # One program computes a BLOCK_H x BLOCK_W tile, all three channels, of one crop of one image. With PLANES an image
+    # may be YUV 4:2:0, without none is.
     image = tl.program_id(0) // num_tiles
     tile = tiles + (tl.program_id(0) % num_tiles) * 3
     crop = tl.load(tile)
@@ -192,7 +217,7 @@ def resized_crop_kernel(
     column_begin = tl.min(tl.where(x_live, x_first, box_w), 0)
     column_end = tl.minimum(tl.max(tl.where(x_live, x_first + x_taps, 0), 0), box_w)
 
-    source = images + image.to(tl.int64) * 4
+    source = images + image.to(tl.int64) * (9 if PLANES else 4)
     channel_step = tl.load(source + 1)
     row_step = tl.load(source + 2)
     column_step = tl.load(source + 3)
@@ -200,6 +225,15 @@ def resized_crop_kernel(
     corner = corner.to(tl.pointer_type(tl.uint8))
     row_step = row_step.to(tl.int32)  # pack_tables made sure that an image spans less than 2 GiB
     column_step = column_step.to(tl.int32)
+    if PLANES:
+        blue_plane = tl.load(source + 4).to(tl.pointer_type(tl.uint8))
+        red_plane = tl.load(source + 5).to(tl.pointer_type(tl.uint8))
+        chroma_step = tl.load(source + 6).to(tl.int32)
+        last_row = tl.load(source + 7).to(tl.int32) - 1
+        last_column = tl.load(source + 8).to(tl.int32) - 1
+        is_planes = tl.load(source + 4) != 0
+        top = tl.load(task).to(tl.int32)
+        left = tl.load(task + 1).to(tl.int32)
 
     x_bias = tl.load(x_table + 1 + x_row, mask=x_live, other=0)[None, :]
     y_bias = tl.load(y_table + 1 + y_row, mask=y_live, other=0)[:, None]
@@ -213,15 +247,30 @@ def resized_crop_kernel(
 
     # One channel at a time: three at once would share the weights, but take so many registers that two programs fill an
     # SM. The second and third channel find the first one's cache lines.
-    for _ in range(3):
+    for channel in range(3):
+        if PLANES:  # an RGB image is planes whose chroma has no share
+            of_cb = tl.where(is_planes, tl.where(channel == 0, 0, tl.where(channel == 1, -22554, 116130)), 0)
+            of_cr = tl.where(is_planes, tl.where(channel == 0, 91881, tl.where(channel == 1, -46802, 0)), 0)
         total = tl.zeros([BLOCK_H, BLOCK_W], tl.int32)
         for row in range(row_begin, row_end, BLOCK_R):
             rows = row + tl.arange(0, BLOCK_R)
+            if PLANES:
+                near_row, far_row = nearest_two(top + rows, last_row)
+                near_row = (near_row * chroma_step)[:, None]
+                far_row = (far_row * chroma_step)[:, None]
             line = tl.zeros([BLOCK_R, BLOCK_W], tl.int32)
             for column in range(column_begin, column_end, BLOCK_K):
                 columns = column + tl.arange(0, BLOCK_K)
                 pixel = corner + (rows[:, None] * row_step + columns[None, :] * column_step)
                 pixel = tl.load(pixel, mask=(rows < box_h)[:, None] & (columns < box_w)[None, :], other=128)
+                if PLANES:
+                    near, far = nearest_two((left + columns)[None, :], last_column)
+                    odd = (left + columns)[None, :] & 1
+                    places = (near_row + near, far_row + near, near_row + far, far_row + far)
+                    share = tl.full([BLOCK_R, BLOCK_K], 32768, tl.int32)
+                    share = add_chroma(share, of_cb, blue_plane, places, odd)
+                    share = add_chroma(share, of_cr, red_plane, places, odd)
+                    pixel = byte_of_planes(pixel, share).to(tl.uint8)
                 tap = columns[:, None] - x_first[None, :]
                 high, middle, low = banded_pieces(x_table + 2, x_row[None, :], tap, x_taps, x_live[None, :])
                 line = add_pixels_by_weights(line, (pixel ^ 128).to(tl.int8, bitcast=True), high, middle, low)
@@ -239,19 +288,21 @@ def resized_crop_kernel(
 class CropTables:
     """What one launch is told, packed for one copy to the device. For one launch: it writes the outputs' part.
 
-    table: int64, pinned where CUDA is: images [B, 4], tasks [B, C, 14], outputs [C, 9] (filled in at the launch).
-    num_images: B. num_weights: int32 weights of all jobs together.
+    table: int64, pinned where CUDA is: images [B, 4 or 9], tasks [B, C, 14], outputs [C, 9] (filled in at the launch).
+    num_images: B. num_weights: int32 weights of all jobs together. planes: whether any image is YUV.
     """
 
     table: torch.Tensor
     num_images: int
     num_weights: int
+    planes: bool
 
 
 def pack_tables(images: RaggedBatch, jobs: np.ndarray, formats: Sequence[OutputFormat]) -> CropTables:
     """Check the jobs (int32 [B, C, 10]) and pack them with the images' addresses: host work that can be done ahead."""
     check_jobs(images.sizes, jobs, formats)
-    span = (np.abs(images.strides[:, 1:]) * (images.sizes - 1)).sum(1)
+    sources, planes = images.table(), images.has_planes
+    span = np.maximum((np.abs(sources[:, 2:4]) * (images.sizes - 1)).sum(1), np.abs(sources[:, 6]) * sources[:, 7])
     if len(span) and span.max() >= 2**31:
         raise ValueError(
             f"images[{span.argmax()}] spans {span.max()} bytes of memory, allowed is less than 2 GiB: copy it"
@@ -260,22 +311,22 @@ def pack_tables(images: RaggedBatch, jobs: np.ndarray, formats: Sequence[OutputF
     taps = tap_counts(jobs)
     lengths = np.array([fmt.size for fmt in formats], np.int64).reshape(-1, 2) * (taps + HEADER)
     ends = np.cumsum(lengths).reshape(lengths.shape)
+    columns = PLANES_COLUMNS if planes else IMAGE_COLUMNS
     table = torch.empty(
-        count * IMAGE_COLUMNS + count * crops * TASK_COLUMNS + crops * OUTPUT_COLUMNS,
+        count * columns + count * crops * TASK_COLUMNS + crops * OUTPUT_COLUMNS,
         dtype=torch.int64,
         device="cpu",
         pin_memory=images.device.type == "cuda",
     )
     numbers = table.numpy()
-    image_part = numbers[: count * IMAGE_COLUMNS].reshape(count, IMAGE_COLUMNS)
-    image_part[:, 0] = images.addresses
-    image_part[:, 1:] = images.strides
+    image_part = numbers[: count * columns].reshape(count, columns)
+    image_part[:] = sources[:, :columns]
     task_part = numbers[image_part.size : image_part.size + count * crops * TASK_COLUMNS]
     task_part = task_part.reshape(count, crops, TASK_COLUMNS)
     task_part[..., :JOB_COLUMNS] = jobs
     task_part[..., JOB_COLUMNS : JOB_COLUMNS + 2] = ends - lengths
     task_part[..., JOB_COLUMNS + 2 :] = taps
-    return CropTables(table=table, num_images=count, num_weights=int(lengths.sum()))
+    return CropTables(table=table, num_images=count, num_weights=int(lengths.sum()), planes=planes)
 
 
 @functools.lru_cache(maxsize=256)
@@ -318,11 +369,11 @@ def resized_crop(
         byte_table = 0 if fmt.table is None else fmt.table.data_ptr()
         row[:] = (tensor.data_ptr(), *tensor.stride(), tensor.element_size(), byte_table, *fmt.size)
     on_device = tables.table.to(images.device, non_blocking=True)
-    task_table = on_device[count * IMAGE_COLUMNS :]
+    task_table = on_device[count * (PLANES_COLUMNS if tables.planes else IMAGE_COLUMNS) :]
     output_table = on_device[len(on_device) - crops * OUTPUT_COLUMNS :]
     weights = torch.empty(tables.num_weights, dtype=torch.int32, device=images.device)
     blocks = triton.cdiv(max(max(fmt.size) for fmt in formats), WEIGHT_OPTIONS["BLOCK"])
-    options = launch_options()
+    options = launch_options(planes=tables.planes)
     tiles = tile_table(tuple(fmt.size for fmt in formats), options["BLOCK_H"], options["BLOCK_W"], images.device)
     with launching_on(images.device):
         # grid: each axis of each job, by blocks of output pixels
@@ -331,6 +382,15 @@ def resized_crop(
         )
         # grid: each tile of each crop, image by image, so that an image's tiles run while it is in the cache
         resized_crop_kernel[(count * len(tiles),)](
-            on_device, task_table, output_table, tiles, weights, crops, len(tiles), JOB=JOB_COLUMNS, **options
+            on_device,
+            task_table,
+            output_table,
+            tiles,
+            weights,
+            crops,
+            len(tiles),
+            JOB=JOB_COLUMNS,
+            PLANES=tables.planes,
+            **options,
         )
     return list(out)

@@ -55,7 +55,6 @@ from .source_rows_cpu import (
     _shuffle,
     chroma_columns,
     scratch_bytes,
-    source_table,
     stage_planes,
     stage_row,
 )
@@ -338,7 +337,7 @@ def _crop_job(source, job, output, image):
 
 @numba.njit(nogil=True, cache=True)
 def _crop_jobs(work, sources, jobs, outputs):
-    # work int64 [n, 2] (image, crop), sources int64 [B, SOURCE_COLUMNS], jobs int32 [B, C, 10], outputs int64 [C, 9]
+    # work int64 [n, 2] (image, crop), sources int64 [B, 9], jobs int32 [B, C, 10], outputs int64 [C, 9]
     for index in range(len(work)):
         image, crop = work[index]
         _crop_job(sources[image], jobs[image, crop], outputs[crop], image)
@@ -372,7 +371,7 @@ def resized_crop_cpu(
         for tensor, table, fmt in zip(out, tables, formats, strict=True)
     ]
     outputs = np.array(rows, np.int64)
-    sources = source_table(images)
+    sources = images.table()
     work = np.stack(np.divmod(np.arange(count * crops), crops), axis=1)
     if pool is None:
         _crop_jobs(work, sources, jobs, outputs)

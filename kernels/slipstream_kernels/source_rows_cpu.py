@@ -17,21 +17,12 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .ragged import RaggedBatch
 from .yuv420 import HALF, OF_CB, OF_CR
 
-# Columns of a source, int64: address, channel, row and column step, then of planes (0 in an RGB image) Cb's and Cr's
-# address, their row step and their size.
+# Columns of a source, int64 (RaggedBatch.table). BLUE is 0 in an RGB image.
 ADDRESS, CHANNEL_STEP, ROW_STEP, COLUMN_STEP, BLUE, RED, CHROMA_STEP, CHROMA_H, CHROMA_W = range(9)
-SOURCE_COLUMNS = 9
 
 COLUMNS = 16  # chroma columns that become pixels at a time, two each
-
-
-def source_table(images: RaggedBatch) -> np.ndarray:
-    """What the functions below are told of each image: int64 [B, SOURCE_COLUMNS]."""
-    chroma = np.zeros_like(images.strides) if images.chroma is None else images.chroma
-    return np.concatenate([images.addresses[:, None], images.strides, chroma, (images.sizes + 1) // 2], axis=1)
 
 
 @intrinsic
@@ -173,7 +164,7 @@ def scratch_bytes(left, width):
 def stage_planes(source, y, left, width, scratch, out):
     """Pixels left ... left + width - 1 of row y as interleaved RGB, from the even pixel at or before `left` on.
 
-    source: int64 [SOURCE_COLUMNS] of planes. scratch: address of scratch_bytes. out: address of 6 * chroma_columns
+    source: int64 [9] of planes. scratch: address of scratch_bytes. out: address of 6 * chroma_columns
     bytes.
     """
     first, count = left // 2, (left + width - 1) // 2 - left // 2 + 1
