@@ -20,7 +20,7 @@ from slipstream_kernels.ragged import RaggedBatch
 from slipstream_kernels.yuv420 import chroma_size
 
 from .crop_geometry import resized_sizes
-from .decode_pillow import check_pixels, decode_with_pillow
+from .decode_pillow import check_size, decode_with_pillow
 from .header import YUV420, YUV420_MAGIC, YUV420_VERSION, HeaderError, read_header
 
 # Shares of red, green and blue in Y, Cb and Cr, 16 fractional bits, as libjpeg has them (jccolor.c). Those of Cb and of
@@ -72,7 +72,7 @@ def decode(data: np.ndarray, *, max_pixels: int | None = None) -> np.ndarray:
     Raises HeaderError as `parse` does, and ValueError for more than `max_pixels` pixels.
     """
     planes = parse(data)
-    check_pixels(len(planes.luma), planes.luma.shape[1], max_pixels)
+    check_size("yuv420", len(planes.luma), planes.luma.shape[1], len(data), max_pixels)
     return RaggedBatch.from_planes([planes]).image(0).permute(1, 2, 0).numpy()
 
 

@@ -12,8 +12,8 @@ An image of YUV 4:2:0 planes becomes RGB bytes, by the law of yuv420.py, as its 
 Shapes: B images (ragged), C crops, outputs [B, 3, h, w]. It does not sample boxes, blur, or know a crop's name.
 """
 
-# A jit function is typed as its Python source.
-# pyright: reportArgumentType=false, reportCallIssue=false
+# A jit function is typed as its Python source, and what one constexpr branch sets another reads.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportPossiblyUnboundVariable=false
 from __future__ import annotations
 
 import functools
