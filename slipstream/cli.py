@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from . import __version__
 
@@ -30,14 +30,33 @@ Endpoint and credentials of s3:// are those that boto3 finds: AWS_ENDPOINT_URL,
 AWS_PROFILE, AWS_ACCESS_KEY_ID, ...
 """
 _PACK = """\
-Write a folder of images (one folder a class, as torchvision's ImageFolder wants
-them, or a flat folder) as LitData chunks. Files are stored as they are; a
-sample has the fields image, label (not in a flat folder) and path.
+Write any source as LitData chunks: a folder of images (one folder a class, as
+torchvision's ImageFolder wants them, or a flat folder), WebDataset tars,
+Parquet or Arrow files, or LitData chunks. Images are stored as they are, with
+all other fields; a folder of images has image, label (not if it is flat) and
+path.
+
+DST is new or empty, or holds what an interrupted run of the same command left:
+what is done there is kept. It is a LitData set, with an index.json, once it is
+whole. The files depend on SRC and the options only, not on --workers, the
+number of ranks or interruptions.
+
+Many machines: run the same command on each, DST in a shared folder. Each packs
+its share, by --rank and --world-size, else by the numbers that torchrun, a
+Slurm array or srun gives it. They need not run at the same time; whichever
+finishes last writes the index.
 """
 _PACK_EXAMPLE = """\
-example:
+examples:
   slipstream pack imagenet/val imagenet-chunks/val
+  slipstream pack 'shards/train-{0000..0146}.tar' chunks --on-error skip
+  slipstream pack s3://bucket/train /mnt/shared/chunks --rank 0 --world-size 4
+  sbatch --array=0-63 --wrap 'slipstream pack /data/train /data/chunks'
+
+S3: pack into a folder, then `aws s3 sync DST s3://bucket/prefix`. The exit code
+is 0 for a finished share, whether the set is whole or not: the output tells.
 """
+_ANY_SOURCE = "a folder of images, chunks, tars or tables; tars or tables as files or a glob; an s3:// URL"
 _INSPECT = """\
 Say what is in a set of images: how many samples and bytes, sizes of files and
 images (smallest, 5 % .. 95 %, largest, mean), formats, channels, JPEG's chroma
@@ -92,24 +111,33 @@ def _parser() -> argparse.ArgumentParser:
     demo = _command(
         commands, "demo", "stream images as six crops, with timings and a contact sheet", _DEMO, _DEMO_EXAMPLE
     )
-    demo.add_argument(
-        "--data", metavar="PATH-or-S3", help="LitData chunks (a folder or s3:// URL) or a folder of images"
-    )
+    demo.add_argument("--data", metavar="SOURCE", help=_ANY_SOURCE)
     demo.add_argument("--device", help="cpu, cuda or cuda:N (default: SLIPSTREAM_DEVICE, else CUDA if there is one)")
     demo.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="images a batch (default: 32)")
     demo.add_argument("--steps", type=_positive, default=20, metavar="N", help="batches to time (default: 20)")
     demo.add_argument("--out", default="out/demo", metavar="DIR", help="where the files go (default: out/demo)")
 
-    pack = _command(commands, "pack", "write a folder of images as LitData chunks", _PACK, _PACK_EXAMPLE)
-    pack.add_argument("src", metavar="SRC", help="the folder of images")
-    pack.add_argument("dst", metavar="DST", help="the folder to write: a new one, or an empty one")
+    pack = _command(commands, "pack", "write any source as LitData chunks", _PACK, _PACK_EXAMPLE)
+    pack.add_argument("src", metavar="SRC", help=_ANY_SOURCE)
+    pack.add_argument("dst", metavar="DST", help="the folder to write, or to go on with")
+    pack.add_argument("--chunk-size", default="64MB", metavar="SIZE", help="of a chunk file (default: 64MB)")
+    pack.add_argument("--workers", type=_positive, metavar="N", help="threads (default: one a core, at most 8)")
+    pack.add_argument("--rank", type=int, metavar="R", help="which share this run packs, 0 to W - 1")
+    pack.add_argument("--world-size", type=_positive, metavar="W", help="how many shares there are")
+    pack.add_argument("--format", default="same", metavar="NAME", help="how images are stored (default: same)")
+    pack.add_argument("--field", metavar="NAME", help="the image field that --format is for (default: the only one)")
+    pack.add_argument("--exclude-field", action="append", default=[], metavar="NAME", help="leave out; may be repeated")
+    pack.add_argument(
+        "--on-error",
+        choices=("raise", "skip"),
+        default="raise",
+        help="a sample that cannot be read or stored ends the run (default), or is left out and listed",
+    )
 
     inspect = _command(
         commands, "inspect", "say what a set holds and what cannot be decoded", _INSPECT, _INSPECT_EXAMPLE
     )
-    inspect.add_argument(
-        "source", metavar="SOURCE", help="LitData chunks (a folder or s3:// URL) or a folder of images"
-    )
+    inspect.add_argument("source", metavar="SOURCE", help=_ANY_SOURCE)
     inspect.add_argument("--limit", type=_positive, metavar="N", help="look at N samples, drawn at random by --seed")
     inspect.add_argument("--seed", type=int, default=0, metavar="N", help="which N those are (default: 0)")
     inspect.add_argument("--field", metavar="NAME", help="the image field (default: the first)")
@@ -138,22 +166,34 @@ def _positive(text: str) -> int:
 
 
 def _demo(data: str | None, device: str | None, batch_size: int, steps: int, out: str) -> None:
-    if data is not None and "://" not in data and not os.path.isdir(os.path.expanduser(data)):
-        raise ValueError(f"--data must be a folder or an s3:// URL, got {data!r}")
     from .demo import run_demo
 
     run_demo(data, device=device, batch_size=batch_size, steps=steps, out=out)
 
 
-def _pack(src: str, dst: str) -> None:
+def _pack(src: str, dst: str, chunk_size: str, workers: int | None, exclude_field: list[str], **options: Any) -> None:
     from .pack import pack
+    from .source import ReadError
 
-    print(f"{pack(src, dst):,} images in {dst}")
+    try:
+        done = pack(src, dst, chunk_bytes=chunk_size, num_workers=workers, exclude_fields=exclude_field, **options)
+    except ReadError as error:
+        how = "mend or remove it, or give --on-error skip, and run it again: what is done is kept"
+        raise ValueError(f"{error}; {how}") from None
+    size = f"{done.samples:,} samples, {done.n_bytes / 1e6:,.0f} MB in {done.chunks:,} chunks in {dst}"
+    share = f"rank {done.rank} of {done.world_size}: " if done.world_size > 1 else ""
+    rates = f"{done.packed / done.seconds:,.0f} samples/s, {done.packed_bytes / done.seconds / 1e6:,.0f} MB/s"
+    print(f"{share}packed {done.packed:,} samples in {done.seconds:,.1f} s ({rates})")
+    if done.skipped:
+        place = os.path.join(dst, "skipped.json") if done.whole else "skipped.json once it is whole"
+        print(f"left out: {len(done.skipped):,} samples, listed in {place}; ids differ from the source's")
+    if done.whole:
+        print(size)
+    else:
+        print(f"not whole yet: {done.blocks_left:,} blocks are left to other ranks; so far {size}")
 
 
 def _inspect(source: str, limit: int | None, seed: int, field: str | None, decode: bool, as_json: bool) -> None:
-    if "://" not in source and not os.path.isdir(os.path.expanduser(source)):
-        raise ValueError(f"SOURCE must be a folder or an s3:// URL, got {source!r}")
     from .dataset import SlipstreamDataset
     from .inspection import inspect_source
 
@@ -166,13 +206,13 @@ def _inspect(source: str, limit: int | None, seed: int, field: str | None, decod
 
 
 def _is_users(error: Exception) -> bool:
-    if isinstance(error, (OSError, ValueError)):
+    # One that Python raised has the name of the module; one of ours says what to install.
+    if isinstance(error, (OSError, ValueError)) or (isinstance(error, ImportError) and error.name is None):
         return True
     from .decode import DecodeError
-    from .demo import MissingPackagesError
     from .source import ReadError
 
-    return isinstance(error, (MissingPackagesError, ReadError, DecodeError))
+    return isinstance(error, (ReadError, DecodeError))
 
 
 def _one_line(error: Exception) -> str:

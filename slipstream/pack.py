@@ -1,104 +1,263 @@
-"""From a folder of images to LitData chunks."""
+"""From any source to LitData chunks: in parallel, on one machine or many, and on from where it was interrupted.
+
+The samples are cut into blocks of about a chunk, each packed by one thread of one rank. How many there are follows from
+the source and the arguments alone, so the files do too.
+"""
 
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from .pack_format import Encode, image_encoder
+from . import checks
+from .dataset import SlipstreamDataset
+from .pack_chunks import ChunkCutter
+from .pack_fields import Failure, Layout
+from .pack_folder import Block, PackFolder, chunk_prefix
+from .pack_format import image_encoder
 from .progress import Bar
-from .source_folder import FolderSource
+from .shares import choose_ranks, slurm_ranks
+from .source import ReadError, Source
+from .state import dataset_mark
 
-_BLOCK = 32
+_MAX_THREADS = 8
+# Samples read at once: few, so that a stop or a bad sample costs little.
+_READ = 64
+# Where a source's mean sample size is looked for: so many runs of so many samples.
+_PLACES, _RUN = 16, 16
+# Of a chunk, that a block is to fill on average: a block of larger samples than most then still makes one chunk.
+_FILL = 0.9
+_MAX_BLOCK = 65_536
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Packed:
+    """What `pack` did, and what `folder` holds.
+
+    whole: the folder is a finished LitData set. samples, chunks, n_bytes: what it holds of all ranks. packed,
+    packed_bytes: samples that this call packed, and their bytes in chunks; seconds: how long it took. skipped: (id in
+    the source, path, reason) of every sample left out of what it holds. rank, world_size: which share of the blocks
+    this was; blocks_left: how many are not done, of all ranks.
+    """
+
+    folder: str
+    whole: bool
+    samples: int
+    chunks: int
+    n_bytes: int
+    packed: int
+    packed_bytes: int
+    seconds: float
+    skipped: tuple[Failure, ...]
+    rank: int
+    world_size: int
+    blocks_left: int
 
 
 def pack(
-    src: str | os.PathLike[str],
+    src: Source | SlipstreamDataset | str | os.PathLike[str],
     dst: str | os.PathLike[str],
     *,
-    num_workers: int | None = None,
     chunk_bytes: int | str = "64MB",
+    num_workers: int | None = None,
+    rank: int | None = None,
+    world_size: int | None = None,
     format: str = "same",
+    field: str | None = None,
+    exclude_fields: Sequence[str] = (),
+    on_error: str = "raise",
     progress: bool = True,
-) -> int:
-    """Write the images below `src` (torchvision's ImageFolder layout, or a flat folder) as LitData chunks into `dst`.
+) -> Packed:
+    """Write the samples of `src` as LitData chunks into the folder `dst`, or go on with what is there of them.
 
-    A sample is {'image': the file's bytes as they are, 'label': int, 'path': str relative to `src`}, in ImageFolder's
-    order; a flat folder has no label. `format`: how images are stored, one of `pack_format.FORMATS`. `dst` must not
-    exist or be empty, and has the set only once it is whole. `num_workers` threads read ahead (default: one per core,
-    at most 8). Gives the number of samples. Raises FileExistsError for a `dst` with files in it, ValueError for
-    arguments, OSError and ReadError for files.
+    src: whatever SlipstreamDataset takes, or one (with its storage_options or indices). A set in LitData's format keeps
+    its leaves as they are; other sources keep their fields: images and bytes as they are, numbers, bools, text, arrays
+    and JSON, which a column of a table with missing values becomes. `exclude_fields` leaves fields out. format: how the
+    images of `field` (default: the only image field) are stored, one of `pack_format.FORMATS`. chunk_bytes: the size of
+    a chunk file, which only a single larger sample exceeds.
+
+    The files depend on nothing but `src` and these arguments. `dst` is empty or new, or holds what an interrupted call
+    with the same source and arguments left: finished blocks are kept. It has an index.json, and so is a set, only once
+    it is whole. rank, world_size: which share of the blocks to pack into the same `dst`; None is torch.distributed's or
+    torchrun's, else that of a Slurm array or of srun's tasks, else everything. Ranks need not run at once: the one that
+    packs the last block writes the index. num_workers: threads (default: one a core, at most 8), each of which holds up
+    to two chunks in memory.
+
+    on_error: a sample that cannot be read or stored ends it ("raise", a ReadError that names it), or is left out
+    ("skip") and listed in the result and in dst/skipped.json; the ids after it then are not those of `src`.
+
+    Raises FileExistsError for a `dst` that holds anything else, saying what differs; ValueError or TypeError for
+    arguments and for fields that cannot be stored; OSError and ReadError for files.
     """
+    begin = time.perf_counter()
+    checks.one_of("on_error", on_error, ("raise", "skip"))
     if num_workers is None:
-        num_workers = min(8, os.cpu_count() or 1)
-    if isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 1:
-        raise ValueError(f"num_workers must be a whole number >= 1, got {num_workers!r}")
-    size = _byte_count(chunk_bytes)
+        num_workers = min(_MAX_THREADS, len(os.sched_getaffinity(0)))
+    num_workers = checks.whole("num_workers", num_workers, 1)
+    limit = _byte_count(chunk_bytes)
     encode = image_encoder(format)
-    source = FolderSource(src)
-    target = Path(dst).expanduser().absolute()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"dst {str(target)!r} is not an empty folder; give a new one")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)
+    found = choose_ranks(rank, world_size)
+    if rank is None and found == (0, 1):
+        found = slurm_ranks() or found
+    folder = PackFolder(dst)
+    _check_apart(src, folder.path)
+    dataset = src if isinstance(src, SlipstreamDataset) else SlipstreamDataset(src)
     try:
-        with Bar(total=len(source), unit="image", disable=not progress) as bar:
-            _write(source, partial, size, num_workers, encode, bar)
-        os.chmod(partial, 0o777 & ~_umask())
-        os.replace(partial, target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        layout = Layout(dataset, encode=encode, field=field, exclude_fields=exclude_fields)
+        settings = {
+            "samples": len(layout),
+            "source": dataset_mark(dataset),
+            "fields": [[leaf.field, leaf.data_format] for leaf in layout.leaves],
+            "chunk_bytes": limit,
+            "format": format,
+            "field": field,
+        }
+        folder.begin(settings, lambda: _count_blocks(layout, limit, skips=on_error == "skip"))
+        work = _Work(folder=folder, layout=layout, limit=limit, skips=on_error == "skip", begin=begin)
+        try:
+            work.pack_share(*found, num_workers=num_workers, progress=progress)
+        except FileNotFoundError:
+            # Another call with the same blocks may have finished the set, and removed what it is made in.
+            if not folder.is_whole():
+                raise
+        return work.result(*found)
     finally:
-        source.close()
-    return len(source)
+        if dataset is not src and dataset.source is not src:
+            dataset.source.close()
 
 
-def _write(
-    source: FolderSource, folder: str, chunk_bytes: int, num_workers: int, encode: Encode | None, bar: Any
-) -> None:
-    from litdata.streaming.writer import BinaryWriter
-    from litdata.types import Text
+class _Work:
+    """One call's share: the blocks that it packs, and what became of them."""
 
-    writer = BinaryWriter(folder, chunk_bytes=chunk_bytes)
-    position = 0
-    for samples in _read_ahead(source, num_workers, encode):
-        for sample in samples:
-            # As a plain str litdata would store the file itself where the path is one from the working directory, and
-            # with pyarrow installed it would store the whole set as Arrow tables, which cannot be mapped.
-            writer[position] = {**sample, "path": Text(text=sample["path"])}
-            position += 1
-        bar.update(len(samples))
-    writer.done()
-    writer.merge()
+    def __init__(self, *, folder: PackFolder, layout: Layout, limit: int, skips: bool, begin: float) -> None:
+        self._folder = folder
+        self._layout = layout
+        self._limit = limit
+        self._skips = skips
+        self._begin = begin
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._packed = self._packed_bytes = 0
+
+    def pack_share(self, rank: int, world_size: int, *, num_workers: int, progress: bool) -> None:
+        if self._folder.is_whole():
+            return
+        count = self._folder.blocks
+        share = range(rank * count // world_size, (rank + 1) * count // world_size)
+        left = [number for number in share if not self._is_done(self._folder.block(number))]
+        total = sum(map(len, map(self._positions, share)))
+        done = total - sum(map(len, map(self._positions, left)))
+        name = f"rank {rank} of {world_size}" if world_size > 1 else None
+        with Bar(total=total, initial=done, unit="sample", desc=name, disable=not progress) as bar:
+            self._pack_all(left, num_workers, bar)
+
+    def _is_done(self, block: Block | None) -> bool:
+        # One that left samples out is packed again by a call that does not, and so names them.
+        return block is not None and (self._skips or not block.skipped)
+
+    def _pack_all(self, blocks: list[int], num_workers: int, bar: Any) -> None:
+        waiting = iter(blocks)
+        # Threads: files are read and written, and images decoded and resized, without Python's lock.
+        with ThreadPoolExecutor(max(min(num_workers, len(blocks)), 1), "slipstream-pack") as pool:
+            try:
+                for done in [pool.submit(self._pack_some, waiting, bar) for _ in range(num_workers)]:
+                    done.result()
+            finally:
+                self._stop.set()
+
+    def _pack_some(self, waiting: Iterator[int], bar: Any) -> None:
+        try:
+            while not self._stop.is_set():
+                with self._lock:
+                    number = next(waiting, None)
+                if number is None:
+                    return
+                self._pack_block(number, bar)
+        except BaseException:
+            self._stop.set()
+            raise
+
+    def _pack_block(self, number: int, bar: Any) -> None:
+        folder = self._folder
+        cutter = ChunkCutter(folder.path, folder.work, chunk_prefix(number), self._limit)
+        skipped: list[Failure] = []
+        positions = self._positions(number)
+        for first in range(0, len(positions), _READ):
+            if self._stop.is_set():
+                return
+            some = positions[first : first + _READ]
+            items, failures = self._layout.items(some)
+            if failures and not self._skips:
+                raise ReadError(failures)
+            skipped += failures
+            cutter.add(items)
+            with self._lock:
+                bar.update(len(some))
+        cutter.finish()
+        folder.put(number, Block(chunks=tuple(cutter.chunks), skipped=tuple(skipped)))
+        with self._lock:
+            self._packed += sum(chunk["chunk_size"] for chunk in cutter.chunks)
+            self._packed_bytes += sum(chunk["chunk_bytes"] for chunk in cutter.chunks)
+
+    def _positions(self, block: int) -> range:
+        length, count = len(self._layout), self._folder.blocks
+        return range(block * length // count, (block + 1) * length // count)
+
+    def result(self, rank: int, world_size: int) -> Packed:
+        config = {
+            "chunk_bytes": self._limit,
+            "chunk_size": None,
+            "compression": None,
+            "data_format": [leaf.data_format for leaf in self._layout.leaves],
+            "data_spec": self._layout.spec,
+            "encryption": None,
+            "item_loader": "PyTreeLoader",
+        }
+        whole = self._folder.finish(config)
+        chunks, skipped, left = self._folder.contents()
+        return Packed(
+            folder=self._folder.path,
+            whole=whole,
+            samples=sum(chunk["chunk_size"] for chunk in chunks),
+            chunks=len(chunks),
+            n_bytes=sum(chunk["chunk_bytes"] for chunk in chunks),
+            packed=self._packed,
+            packed_bytes=self._packed_bytes,
+            seconds=time.perf_counter() - self._begin,
+            skipped=tuple(skipped),
+            rank=rank,
+            world_size=world_size,
+            blocks_left=left,
+        )
 
 
-def _read_ahead(source: FolderSource, num_workers: int, encode: Encode | None) -> Iterator[list[dict[str, Any]]]:
-    """Give blocks of samples in order, a few of them read ahead by threads."""
+def _count_blocks(layout: Layout, limit: int, *, skips: bool) -> int:
+    """How many blocks to cut a dataset into, by the mean size of some samples from all over it."""
+    length = len(layout)
+    firsts = [place * length // _PLACES for place in range(_PLACES)]
+    sizes, failures = [], []
+    for first, stop in zip(firsts, [*firsts[1:], length], strict=True):
+        items, failed = layout.items(range(first, min(first + _RUN, stop)))
+        sizes += [sum(map(len, item)) for item in items]
+        failures += failed
+    if failures and not (skips and sizes):
+        # Where all fail it is not the samples, but a field that cannot be stored.
+        raise ReadError(failures[:_RUN])
+    samples = int(_FILL * limit * len(sizes) / sum(sizes))
+    return -(-length // min(max(samples, 1), _MAX_BLOCK))
 
-    def read(first: int) -> list[dict[str, Any]]:
-        ids = range(first, min(first + _BLOCK, len(source)))
-        columns = {field: source.values(ids, field) for field in source.fields}
-        if encode is not None:
-            columns["image"] = [bytes(encode(np.frombuffer(data, np.uint8))) for data in columns["image"]]
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
-    with ThreadPoolExecutor(num_workers, "slipstream-pack") as pool:
-        pending: deque[Future[list[dict[str, Any]]]] = deque()
-        for first in range(0, len(source), _BLOCK):
-            pending.append(pool.submit(read, first))
-            if len(pending) > 2 * num_workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+def _check_apart(src: Any, folder: str) -> None:
+    """Refuse to pack a folder into itself: what is written would become part of what is read."""
+    if isinstance(src, (str, os.PathLike)) and os.path.isdir(os.path.expanduser(src)):
+        outer = os.path.realpath(os.path.expanduser(src))
+        if os.path.commonpath([outer, os.path.realpath(folder)]) == outer:
+            raise ValueError(f"dst {folder!r} must not lie in src {os.fspath(src)!r}")
 
 
 def _byte_count(chunk_bytes: int | str) -> int:
@@ -113,9 +272,3 @@ def _byte_count(chunk_bytes: int | str) -> int:
     if not 0 < size <= 2 * 1000**3:
         raise ValueError(f"chunk_bytes must be > 0 and at most 2GB, got {chunk_bytes!r}")
     return size
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

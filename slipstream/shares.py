@@ -86,6 +86,35 @@ def choose_ranks(rank: Any, world_size: Any) -> tuple[int, int]:
     return rank, world_size
 
 
+def slurm_ranks() -> tuple[int, int] | None:
+    """(rank, world_size) of a task of a Slurm array, of a task that srun started, or of both; None outside.
+
+    Raises ValueError for an array whose numbers do not follow one another at even steps.
+    """
+    rank, world_size = 0, 1
+    if "SLURM_ARRAY_TASK_ID" in os.environ:
+        names = ("ID", "MIN", "MAX", "COUNT", "STEP")
+        given = {name: os.environ.get(f"SLURM_ARRAY_TASK_{name}", "") for name in names}
+        number, first, last, count, step = (int(text) if text.isdecimal() else -1 for text in given.values())
+        step = max(step, 1)
+        if min(number, first, last, count) < 0 or last - first != (count - 1) * step or (number - first) % step:
+            raise ValueError(
+                "the numbers of the Slurm array must follow one another at even steps, got "
+                + ", ".join(f"SLURM_ARRAY_TASK_{name}={text}" for name, text in given.items())
+                + "; give rank and world_size"
+            )
+        rank, world_size = (number - first) // step, count
+    # A batch script that srun did not start has the numbers of all its tasks too, and is one process.
+    if "SLURM_STEP_ID" in os.environ:
+        tasks = checks.whole("SLURM_NTASKS", int(os.environ.get("SLURM_NTASKS", "1")), 1)
+        rank, world_size = rank * tasks + int(os.environ.get("SLURM_PROCID", "0")), world_size * tasks
+    elif "SLURM_ARRAY_TASK_ID" not in os.environ:
+        return None
+    if not 0 <= rank < world_size:
+        raise ValueError(f"SLURM_PROCID must be below SLURM_NTASKS, got {os.environ.get('SLURM_PROCID')}")
+    return rank, world_size
+
+
 def choose_tail(tail: Any, drop_last: bool, world_size: int) -> str:
     """The tail as given; drop_last is "drop"; else "keep" for one rank and "pad" for several. Raises ValueError."""
     if tail is not None and drop_last:

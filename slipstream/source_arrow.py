@@ -70,6 +70,10 @@ class ArrowFiles:
         file, group = next((f, g) for f, groups in enumerate(self.groups) for g, n in enumerate(groups) if n)
         return self.column(file, group, field)[:_LOOKED_AT]
 
+    def has_missing(self, field: str) -> bool:
+        places = [(file, group) for file, groups in enumerate(self.groups) for group in range(len(groups))]
+        return any(self.column(file, group, field).null_count for file, group in places)
+
     def close(self) -> None:
         self._opened.close()
 

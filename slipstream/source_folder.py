@@ -55,29 +55,43 @@ class FolderSource:
         if field != "image":
             raise ValueError(f"field {field!r} has no bytes in a folder of images; values() gives it")
         checked = as_ids(ids, len(self)).tolist()
-        views, failures = [], []
-        for sample_id, opened in zip(checked, self._opened.get(checked, self._open), strict=True):
-            if isinstance(opened, Exception):
-                reason = getattr(opened, "strerror", None) or str(opened)
-                failures.append((sample_id, self.describe(sample_id), reason))
-                continue
-            if len(opened):
+        views = self._all_of(checked, self._opened.get(checked, self._open))
+        for view in views:
+            if len(view):
                 # The pages are read here, in the background, and not under whoever decodes.
-                _ = opened[0], opened[-1]
-            views.append(opened)
-        if failures:
-            raise ReadError(failures)
+                _ = view[0], view[-1]
         return views
 
     def _open(self, sample_id: int) -> np.ndarray:
         return map_file(self.describe(sample_id))
 
+    def _content(self, sample_id: int) -> bytes | OSError:
+        try:
+            with open(self.describe(sample_id), "rb", buffering=0) as file:
+                return file.read()
+        except OSError as error:
+            return error
+
+    def _all_of(self, ids: list[int], opened: list[Any]) -> list[Any]:
+        """Give `opened`, one for each id; ReadError where some are exceptions."""
+        failures = [
+            (sample_id, self.describe(sample_id), getattr(one, "strerror", None) or str(one))
+            for sample_id, one in zip(ids, opened, strict=True)
+            if isinstance(one, Exception)
+        ]
+        if failures:
+            raise ReadError(failures)
+        return opened
+
     def values(self, ids: Sequence[int] | np.ndarray, field: str) -> list[Any]:
         """Give labels as ints, paths as str and images as bytes; see Source.values."""
         check_field(field, self.fields)
-        if field == "image":
-            return [view.tobytes() for view in self.read(ids)]
         checked = as_ids(ids, len(self))
+        if field == "image":
+            # Read and not mapped: it is faster, and threads wait for the disk side by side, while one that waits in a
+            # page fault may hold Python's lock.
+            numbers = checked.tolist()
+            return self._all_of(numbers, [self._content(sample_id) for sample_id in numbers])
         if field == "label":
             return self._labels[checked].tolist()
         return [self._paths[sample_id] for sample_id in checked.tolist()]

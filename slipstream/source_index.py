@@ -23,12 +23,14 @@ class Chunk:
 class Index:
     """A LitData set's chunks and leaves.
 
-    `leaves` gives (field name, litdata's data_format) in the order they are stored in. `compression` is None, or
-    "chunk" (the file is one zstd stream), "batch" (frames of samples) or "sample" (each sample is one).
+    `leaves` gives (field name, litdata's data_format) in the order they are stored in, `spec` the tree that they make,
+    as litdata writes it. `compression` is None, or "chunk" (the file is one zstd stream), "batch" (frames of samples)
+    or "sample" (each sample is one).
     """
 
     chunks: tuple[Chunk, ...]
     leaves: tuple[tuple[str, str], ...]
+    spec: str | None
     compression: str | None
 
 
@@ -62,6 +64,7 @@ def parse_index(text: str | bytes, place: str) -> Index:
     return Index(
         chunks=tuple(_chunk(entry, place) for entry in index["chunks"]),
         leaves=_leaves(config, place),
+        spec=config.get("data_spec") or None,
         compression=_compression(config, place),
     )
 

@@ -201,6 +201,16 @@ class LitDataSource:
         return place
 
     @property
+    def formats(self) -> Mapping[str, str]:
+        """Each field's format by litdata's name: what `read` gives the bytes of."""
+        return dict(self._index.leaves)
+
+    @property
+    def spec(self) -> str | None:
+        """The tree that a sample's fields make, as litdata writes it; None where the index has none."""
+        return self._index.spec
+
+    @property
     def chunk_ends(self) -> np.ndarray:
         """Samples up to and with each chunk, int64 [C]: what a windowed order needs."""
         return self._ends

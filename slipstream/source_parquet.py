@@ -89,6 +89,22 @@ class ParquetFiles:
             except (OSError, ValueError, StopIteration, pa.ArrowException) as error:
                 raise ValueError(f"{self.shards.place(file)}: column {field!r} is damaged: {error}") from None
 
+    def has_missing(self, field: str) -> bool:
+        return any(in_threads(lambda file: self._has_missing(file, field), range(len(self.groups))))
+
+    def _has_missing(self, file: int, field: str) -> bool:
+        with self._open(file) as opened:
+            metadata = opened.metadata
+            for group in range(metadata.num_row_groups):
+                columns = map(metadata.row_group(group).column, range(metadata.num_columns))
+                found = next(column for column in columns if column.path_in_schema == field)
+                known = found.statistics
+                if known is None or not known.has_null_count:
+                    known = self.column(file, group, field)
+                if known.null_count:
+                    return True
+        return False
+
     def close(self) -> None:
         with self._lock:
             self._columns.clear()

@@ -29,6 +29,10 @@ class Files(Protocol):
         """A few of the column's first rows, without reading their whole group where that can be."""
         ...
 
+    def has_missing(self, field: str) -> bool:
+        """Tell whether a column of plain values has none in some row. Raises OSError, ValueError."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -124,6 +128,11 @@ class TableSource:
         if failures:
             raise ReadError(failures)
         return values
+
+    def has_missing(self, field: str) -> bool:
+        """Tell whether a field of numbers, bools or text is missing in some sample. Raises OSError, ValueError."""
+        check_field(field, self.fields)
+        return self._files.has_missing(field)
 
     def _row(self, sample_id: int, number: int) -> int:
         return sample_id - (int(self._ends[number - 1]) if number else 0)

@@ -19,19 +19,24 @@ def fingerprint(
     dataset: SlipstreamDataset, pipelines: Mapping[str, Any], batch_stages: Sequence[Any], seed: int, shuffle: Any
 ) -> dict[str, Any]:
     """What must be equal for a state to mean the same samples and crops: numbers, and a mark of each other part."""
+    return {
+        "samples": len(dataset),
+        "seed": seed,
+        "shuffle": shuffle,
+        "dataset": dataset_mark(dataset),
+        "batch_stages": _mark(describe_spec(batch_stages).encode()),
+        "pipelines": {field: _mark(describe_spec(stages).encode()) for field, stages in pipelines.items()},
+    }
+
+
+def dataset_mark(dataset: SlipstreamDataset) -> str:
+    """A mark of the samples that a dataset has: by its source's fingerprint, fields and length, and its indices."""
     source = dataset.source
     name = getattr(source, "fingerprint", None)
     kinds = ",".join(sorted(dataset.fields))
     of_source = f"{len(source)} {kinds} {name() if callable(name) else ''}"
     subset = b"" if dataset.sample_ids is None else np.ascontiguousarray(dataset.sample_ids).tobytes()
-    return {
-        "samples": len(dataset),
-        "seed": seed,
-        "shuffle": shuffle,
-        "dataset": _mark(of_source.encode() + b"\0" + subset),
-        "batch_stages": _mark(describe_spec(batch_stages).encode()),
-        "pipelines": {field: _mark(describe_spec(stages).encode()) for field, stages in pipelines.items()},
-    }
+    return _mark(of_source.encode(errors="surrogateescape") + b"\0" + subset)
 
 
 def make_state(epoch: int, position: int, mark: Mapping[str, Any]) -> dict[str, Any]:

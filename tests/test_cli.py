@@ -13,6 +13,7 @@ from typing import Any
 import boto3
 import numpy as np
 import pytest
+import tar_samples
 import torch
 from litdata.streaming.writer import BinaryWriter
 from moto.server import ThreadedMotoServer
@@ -98,7 +99,11 @@ def test_version(capsys):
     [
         (["--help"], ["demo", "pack", "inspect", "--version"]),
         (["demo", "--help"], ["--data", "--device", "--batch-size", "--steps", "--out", "s3://", "examples:"]),
-        (["pack", "--help"], ["SRC", "DST", "example:"]),
+        (
+            ["pack", "--help"],
+            ["SRC", "DST", "--chunk-size", "--workers", "--rank", "--world-size", "--format", "examples:"],
+        ),
+        (["pack", "--help"], ["--field", "--exclude-field", "--on-error", "Slurm", "torchrun", "aws s3 sync"]),
         (["inspect", "--help"], ["SOURCE", "--limit", "--seed", "--decode", "--json", "--field", "examples:", "S3"]),
     ],
 )
@@ -131,7 +136,7 @@ def test_help_loads_no_heavy_module(tmp_path):
         (["demo", "--step", "3"], "--step"),
         (["demo", "--steps", "0"], "--steps: must be a whole number of 1 or more, got '0'"),
         (["demo", "--batch-size", "many"], "--batch-size: must be a whole number of 1 or more, got 'many'"),
-        (["demo", "--data", "nowhere"], "--data must be a folder or an s3:// URL, got 'nowhere'"),
+        (["demo", "--data", "nowhere"], "'nowhere' does not exist"),
         (["demo", "--data", "ftp://host/x"], "ftp:// is not supported"),
         (["demo", "--data", "empty"], "holds no image file"),
         (["demo", "--data", "images", "--device", "tpu"], "device must be"),
@@ -141,8 +146,20 @@ def test_help_loads_no_heavy_module(tmp_path):
         (["pack", "nowhere", "new"], "nowhere"),
         (["pack", "empty", "new"], "holds no image file"),
         (["pack", "images", "images"], "is not an empty folder"),
+        (["pack", "images", "images/new"], "must not lie in src"),
+        (["pack", "images", "s3://bucket/new"], "aws s3 sync FOLDER s3://bucket/new"),
+        (["pack", "images", "new", "--chunk-size", "much"], "chunk_bytes must be a number of bytes"),
+        (["pack", "images", "new", "--rank", "0"], "rank and world_size must be given together"),
+        (["pack", "images", "new", "--on-error", "grey"], "--on-error: invalid choice: 'grey'"),
+        (["pack", "images", "new", "--exclude-field", "depth"], "exclude_fields has 'depth'"),
+        (
+            ["pack", "gone", "new"],
+            "gone/0.jpg): No such file or directory; mend or remove it, or give --on-error skip",
+        ),
+        (["pack", "none-*.tar", "new"], "there is no"),
         (["inspect"], "SOURCE"),
-        (["inspect", "nowhere"], "SOURCE must be a folder or an s3:// URL, got 'nowhere'"),
+        (["inspect", "nowhere"], "'nowhere' does not exist"),
+        (["inspect", "a-*.tar"], "there is no"),
         (["inspect", "empty"], "holds no image file"),
         (["inspect", "images", "--limit", "0"], "--limit: must be a whole number of 1 or more, got '0'"),
         (["inspect", "images", "--field", "label"], "field must be one of the source's image fields ['image']"),
@@ -153,6 +170,8 @@ def test_errors_are_one_line_and_exit_code_2(arguments, message, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     image_folder(tmp_path / "images")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "gone" / "0.jpg").symlink_to("nowhere")
     (tmp_path / "broken").mkdir()
     for name in ("0.jpg", "1.jpg"):
         (tmp_path / "broken" / name).write_bytes((tmp_path / "images" / "class_0" / "0.jpg").read_bytes())
@@ -172,7 +191,7 @@ def test_errors_are_one_line_and_exit_code_2(arguments, message, tmp_path, monke
 def test_an_error_of_a_subprocess_shows_no_traceback(tmp_path):
     done = run("demo", "--data", "nowhere", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "slipstream demo: error: --data must be a folder or an s3:// URL, got 'nowhere'\n"
+    assert done.stderr == "slipstream demo: error: local_dir 'nowhere' does not exist\n"
 
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
@@ -232,7 +251,9 @@ def test_demo_on_a_folder_of_images_and_on_what_pack_makes_of_it(tmp_path, capsy
     images = image_folder(tmp_path / "images", count=30)
     assert main(["pack", str(images), str(tmp_path / "chunks")]) == 0
     packed = capsys.readouterr()
-    assert packed.out == f"30 images in {tmp_path / 'chunks'}\n"
+    lines = packed.out.splitlines()
+    assert re.fullmatch(r"packed 30 samples in \d+\.\d s \([\d,]+ samples/s, \d+ MB/s\)", lines[0])
+    assert lines[1:] == [f"30 samples, 0 MB in 1 chunks in {tmp_path / 'chunks'}"]
     assert "30/30" in packed.err  # the progress bar
     tables = []
     for data in (images, tmp_path / "chunks"):
@@ -242,6 +263,37 @@ def test_demo_on_a_folder_of_images_and_on_what_pack_makes_of_it(tmp_path, capsy
         assert f"{data}: 30 images, 20 of them used" in printed.out
         tables.append([line for line in printed.out.splitlines() if line.startswith(("global", "local"))])
     assert tables[0] == tables[1]  # the same samples, so the same crops
+
+
+def test_pack_says_what_a_rank_did_and_what_is_left(tmp_path, capsys):
+    images = image_folder(tmp_path / "images", count=30)
+    (images / "class_1" / "3.jpg").unlink()
+    (images / "class_1" / "3.jpg").symlink_to("nowhere")
+    command = ["pack", str(images), str(tmp_path / "chunks"), "--chunk-size", "20KB", "--on-error", "skip"]
+    assert main([*command, "--rank", "1", "--world-size", "2", "--workers", "2"]) == 0
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert re.match(r"rank 1 of 2: packed 1\d samples in ", first)
+    assert re.fullmatch(r"left out: 1 samples, listed in skipped.json once it is whole; ids differ .*", second)
+    assert re.match(
+        r"not whole yet: \d blocks are left to other ranks; so far 1\d samples, 0 MB in \d chunks in ", third
+    )
+    assert main([*command, "--rank", "0", "--world-size", "2"]) == 0
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert first.startswith("rank 0 of 2: packed 1")
+    assert second.startswith(f"left out: 1 samples, listed in {tmp_path / 'chunks' / 'skipped.json'}; ids differ")
+    assert third.startswith("29 samples, 0 MB in ")
+    assert main(command) == 0
+    assert capsys.readouterr().out.startswith("packed 0 samples in ")
+
+
+def test_shards_by_a_glob(tmp_path, capsys):
+    tar_samples.write_set(tmp_path / "shards")
+    shards = str(tmp_path / "shards" / "train-*.tar")
+    assert main(["pack", shards, str(tmp_path / "chunks"), "--exclude-field", "emb.npy"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("12 samples")
+    for source in (shards, str(tmp_path / "chunks")):
+        assert main(["inspect", source]) == 0
+        assert capsys.readouterr().out.startswith(f"{source}: 12 samples, all looked at\n")
 
 
 def test_inspect_prints_text_or_json_and_a_bar(tmp_path, capsys):
