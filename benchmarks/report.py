@@ -39,6 +39,20 @@ def loader_tables(result: Result) -> list[str]:
     ]
 
 
+def pack_tables(result: Result) -> list[str]:
+    """MB a second by work and peer."""
+    peers = list(next(iter(result["samples"].values())))
+    rows = []
+    for work, samples in result["samples"].items():
+        cells = [record.summary(samples[peer]) for peer in peers]
+        rows.append([work, *(f"{s['median']:.0f} ({s['min']:.0f} - {s['max']:.0f})" for s in cells)])
+    rounds = len(result["samples"][rows[0][0]][peers[0]])
+    return [
+        f"MB/s of images packed, median (min - max) of {rounds} interleaved rounds. {circumstances(result)}",
+        table(["", *peers], rows),
+    ]
+
+
 def crop_tables(result: Result) -> list[str]:
     """Milliseconds of a batch by provider, one row for each set of crops, from pytest-benchmark's file."""
     cells: dict[str, dict[str, str]] = {}
@@ -149,6 +163,7 @@ def milliseconds(times: dict[str, float]) -> str:
 
 TABLES: dict[str, Callable[[Result], list[str]]] = {
     "loader": loader_tables,
+    "pack": pack_tables,
     "crop": crop_tables,
     "gpu-crop": gpu_crop_tables,
     "gpu-recipe": gpu_recipe_tables,

@@ -18,6 +18,8 @@ from .source_tar import open_tar
 
 # Pillow's own limit against decompression bombs.
 _MAX_PIXELS = 178_956_970
+# A folder that `pack` writes to has one of this name below it until it is whole.
+PACKING = ".pack"
 _SHARDS = (".tar", ".parquet", ".arrow")
 
 
@@ -157,6 +159,8 @@ def _open_local(place: Any, cache_dir: Any, storage_options: Any, allow_pickle: 
         return _open_files(folder, cache_dir)
     if os.path.exists(os.path.join(folder, "index.json")):
         return open_litdata(folder, cache_dir=cache_dir, allow_pickle=allow_pickle, in_place=True)
+    if os.path.isdir(os.path.join(folder, PACKING)):
+        raise FileNotFoundError(f"{folder} is not packed to the end: run the same pack again, or its other ranks")
     if any(os.path.exists(os.path.join(folder, name)) for name in ("state.json", "dataset_dict.json")):
         return _open_tables(folder, ".arrow")
     extension = _shards_in(folder)

@@ -95,7 +95,7 @@ def pack(
     arguments and for fields that cannot be stored; OSError and ReadError for files.
     """
     begin = time.perf_counter()
-    checks.one_of("on_error", on_error, ("raise", "skip"))
+    skips = checks.one_of("on_error", on_error, ("raise", "skip")) == "skip"
     if num_workers is None:
         num_workers = min(_MAX_THREADS, len(os.sched_getaffinity(0)))
     num_workers = checks.whole("num_workers", num_workers, 1)
@@ -117,8 +117,8 @@ def pack(
             "format": format,
             "field": field,
         }
-        folder.begin(settings, lambda: _count_blocks(layout, limit, skips=on_error == "skip"))
-        work = _Work(folder=folder, layout=layout, limit=limit, skips=on_error == "skip", begin=begin)
+        folder.begin(settings, lambda: _count_blocks(layout, limit, skips=skips, num_workers=num_workers))
+        work = _Work(folder=folder, layout=layout, limit=limit, skips=skips, begin=begin)
         try:
             work.pack_share(*found, num_workers=num_workers, progress=progress)
         except FileNotFoundError:
@@ -236,15 +236,16 @@ class _Work:
         )
 
 
-def _count_blocks(layout: Layout, limit: int, *, skips: bool) -> int:
+def _count_blocks(layout: Layout, limit: int, *, skips: bool, num_workers: int) -> int:
     """How many blocks to cut a dataset into, by the mean size of some samples from all over it."""
     length = len(layout)
     firsts = [place * length // _PLACES for place in range(_PLACES)]
+    runs = [range(first, min(first + _RUN, stop)) for first, stop in zip(firsts, [*firsts[1:], length], strict=True)]
     sizes, failures = [], []
-    for first, stop in zip(firsts, [*firsts[1:], length], strict=True):
-        items, failed = layout.items(range(first, min(first + _RUN, stop)))
-        sizes += [sum(map(len, item)) for item in items]
-        failures += failed
+    with ThreadPoolExecutor(num_workers, "slipstream-pack") as pool:
+        for items, failed in pool.map(layout.items, runs):
+            sizes += [sum(map(len, item)) for item in items]
+            failures += failed
     if failures and not (skips and sizes):
         # Where all fail it is not the samples, but a field that cannot be stored.
         raise ReadError(failures[:_RUN])

@@ -22,11 +22,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .dataset import PACKING
 from .pack_chunks import published, sync_folder
 from .pack_fields import Failure
 
 _LAYOUT = 1
-_MANIFEST, _WORK, _INDEX, _SKIPPED = "pack.json", ".pack", "index.json", "skipped.json"
+_MANIFEST, _INDEX, _SKIPPED = "pack.json", "index.json", "skipped.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +46,7 @@ class PackFolder:
         if "://" in place:
             raise ValueError(f"dst must be a folder: pack into one, then `aws s3 sync FOLDER {place}`")
         self.path = os.path.abspath(os.path.expanduser(place))
-        self.work = os.path.join(self.path, _WORK)
+        self.work = os.path.join(self.path, PACKING)
         self.blocks = 0
         # Another rank may be about to begin: its folder is there before its manifest, and that before all else.
         try:
@@ -54,7 +55,7 @@ class PackFolder:
             names = set()
         except NotADirectoryError:
             raise FileExistsError(f"dst {self.path!r} is not a folder; give a new one") from None
-        if names - {_WORK} and not os.path.exists(self._at(_MANIFEST)):
+        if names - {PACKING} and not os.path.exists(self._at(_MANIFEST)):
             raise FileExistsError(f"dst {self.path!r} is not an empty folder; give a new one")
 
     def _at(self, name: str) -> str:

@@ -181,7 +181,9 @@ def test_a_bad_sample_ends_it_by_name_and_a_rerun_goes_on(photos, tmp_path, monk
     kept = {name: data for name, data in files_in(tmp_path / "set").items() if name.endswith(".bin")}
     assert len(kept) > 5
     assert "index.json" not in os.listdir(tmp_path / "set")
-    with pytest.raises(ValueError, match="holds no image file"):
+    with pytest.raises(
+        FileNotFoundError, match="is not packed to the end: run the same pack again, or its other ranks"
+    ):
         SlipstreamDataset(tmp_path / "set")
     bad.unlink()
     bad.write_bytes(content)

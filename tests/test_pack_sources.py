@@ -177,6 +177,7 @@ def leaves(count: int) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # litdata's own reading of tensors
 @pytest.mark.parametrize("options", [{}, {"compression": "zstd", "compression_level": "batch"}])
 def test_litdata_leaves_stay_as_they_are(tmp_path, zstd_codec, options):  # noqa: F811
     old = write(tmp_path / "old", leaves(23), **options)
