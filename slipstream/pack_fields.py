@@ -162,7 +162,10 @@ def _encoded_leaf(dataset: SlipstreamDataset, leaf: Leaf, encode: Encode) -> Lea
         for sample_id, data in zip(ids.tolist(), leaf.read(ids), strict=True):
             try:
                 leaves.append(encode(np.frombuffer(data, np.uint8)))
-            except ValueError as error:
+            except MemoryError:
+                raise
+            except Exception as error:
+                # Pillow has many ways of saying that an image is damaged.
                 failures.append((sample_id, dataset.source.describe(sample_id), f"{leaf.field!r}: {error}"))
         if failures:
             raise ReadError(failures)

@@ -16,8 +16,9 @@ Encode = Callable[[np.ndarray], bytes | np.ndarray]
 def image_encoder(name: str) -> Encode | None:
     """Give the function from an image's encoded bytes, uint8 [n_bytes], to those to be stored; None keeps them.
 
-    The function is pure and may be called from several threads at once. For an image that it cannot read it raises
-    ValueError with the reason, which makes that a bad sample. Raises ValueError for a name that is not in FORMATS.
+    The function is pure and may be called from several threads at once. What it raises for an image, but for
+    MemoryError, makes that a bad sample, with the error's text as the reason. Raises ValueError for a name that is not
+    in FORMATS.
     """
     checks.one_of("format", name, FORMATS)
     return None

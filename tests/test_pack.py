@@ -112,7 +112,7 @@ def test_another_source_or_other_arguments_are_refused_and_named(photos, tmp_pat
 def test_images_encoded_anew(photos, tmp_path, monkeypatch):
     def encode(data):
         if bytes(data) == jpeg(50):
-            raise ValueError("not that one")
+            raise OSError("not that one")
         return bytes(data)[::-1]
 
     monkeypatch.setattr(module, "image_encoder", lambda name: encode)
