@@ -221,6 +221,25 @@ def test_an_interrupt_keeps_what_is_done_and_no_thread(photos, tmp_path, expecte
     assert files_in(tmp_path / "set") == expected
 
 
+def test_a_failure_stops_the_other_threads_within_their_block(photos, tmp_path, monkeypatch):
+    items, lock, seen = module.Layout.items, threading.Lock(), []
+
+    def failing(self, positions):
+        with lock:
+            seen.append(positions)
+            if len(seen) == 4:
+                raise OSError("gone")
+        time.sleep(0.02)
+        return items(self, positions)
+
+    monkeypatch.setattr(module, "_READ", 1)
+    monkeypatch.setattr(module, "_PLACES", 1)
+    monkeypatch.setattr(module.Layout, "items", failing)
+    with pytest.raises(OSError, match="gone"):
+        pack(photos, tmp_path / "set", num_workers=2, chunk_bytes="64KB", progress=False)
+    assert len(seen) < 8
+
+
 def test_a_full_disk_keeps_what_is_done(photos, tmp_path, expected, monkeypatch):
     replace, calls = os.replace, []
 

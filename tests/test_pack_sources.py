@@ -155,7 +155,7 @@ def test_columns_that_cannot_be_stored_are_named(tmp_path):
     with pytest.raises(ReadError, match=r"'pairs' is \[\('a', 1\)\], which .* \(it would come back as \[\[.a.,1\]\]\)"):
         pack(src, tmp_path / "none")
     src = write_columns(odd=pa.array([{"x": float("nan")}] * 5))
-    with pytest.raises(ReadError, match=r"'odd' is \{'x': nan\}"):
+    with pytest.raises(ReadError, match=r"'odd' is \{'x': nan\}, .* \(Out of range float"):
         pack(src, tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
