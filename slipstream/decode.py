@@ -21,6 +21,7 @@ from slipstream_kernels.ragged import RaggedBatch
 
 from .decode_check import Checked, DecodeCheck
 from .decode_dali import DALI_FORMATS, DaliPipeline
+from .decode_parse import dali_can_parse
 from .decode_pillow import TRUNCATED, check_size, decode_with_pillow
 from .decode_rows import Rows
 from .header import HeaderError, read_header
@@ -243,7 +244,8 @@ class Decoder:
             except ValueError as error:
                 reasons[row] = str(error)
                 continue
-            if header.format not in DALI_FORMATS or (header.format == "jpeg" and not is_in_order(data)):
+            in_order = header.format in DALI_FORMATS and (header.format != "jpeg" or is_in_order(data))
+            if not in_order or not dali_can_parse(data):
                 alone.append(row)
             else:
                 known.append(row)
