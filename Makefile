@@ -5,9 +5,10 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 OUT    ?= out
 PYTEST_ARGS ?=
+SOAK_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest lint format bench gpu clean
+.PHONY: help demo test test-oldest soak lint format bench gpu clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +36,9 @@ test-oldest:  ## the tests on the oldest torch and triton that pyproject.toml ad
 	.venv-oldest/bin/python -m pip install --quiet 'torch==2.8.0' 'triton==3.4.0' 'numpy<2.4' --editable '.[test]'
 	.venv-oldest/bin/python -m pytest $(PYTEST_ARGS)
 	TRITON_INTERPRET=1 .venv-oldest/bin/python -m pytest -m interpret -n auto --maxprocesses 4 $(PYTEST_ARGS)
+
+soak: $(READY)  ## a million samples, 200 loaders: nothing may grow; on a GPU SOAK_ARGS='--device cuda --minutes 10'
+	$(BIN)/python tests/soak.py $(SOAK_ARGS)
 
 lint: $(READY)  ## ruff and pyright
 	$(BIN)/ruff check .
