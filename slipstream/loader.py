@@ -146,7 +146,11 @@ class SlipstreamLoader:
         self._progress: _Progress | None = None
         self._finalizer = weakref.finalize(self, end_from_any_thread, self._resources.close)
         if verbose:
-            print(f"slipstream: {len(dataset)} samples, batches of {self.batch_size} on {self.device}", flush=True)
+            took = getattr(dataset.source, "scan_seconds", None)
+            scan = "" if took is None else f" (found in {took:.2f} s)"
+            print(
+                f"slipstream: {len(dataset)} samples{scan}, batches of {self.batch_size} on {self.device}", flush=True
+            )
 
     def __len__(self) -> int:
         return len(self._shares(0))

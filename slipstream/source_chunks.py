@@ -26,6 +26,8 @@ from .source_index import Chunk, Index, parse_index
 from .source_unpack import has_rows_only, unpack
 
 _PARALLEL_FETCHES = 8
+_PARALLEL_STATS = 16
+_STATS = 64  # files that one thread asks for in a row
 # Below this many chunks a fetch shows no bar: a batch that meets one new chunk is no event.
 _BAR_FROM = 4
 _COPY_BYTES = 1 << 20
@@ -113,13 +115,19 @@ class ChunkStore:
         self._chunk_locks: dict[tuple[int, int], threading.Lock] = {}
 
     def _check_sizes(self, folder: str) -> None:
-        for chunk in self.index.chunks:
-            path = os.path.join(folder, chunk.name)
-            size = os.stat(path).st_size
-            # A wholly compressed file is judged when it is unpacked: the index gives its size before compression.
-            least = 1 if self.index.compression == "chunk" else chunk.n_bytes
-            if size < least:
-                raise ValueError(f"chunk {path} has {size} bytes, its index says {chunk.n_bytes}: it is cut off")
+        def check(first: int) -> None:
+            for chunk in chunks[first : first + _STATS]:
+                path = os.path.join(folder, chunk.name)
+                size = os.stat(path).st_size
+                # A wholly compressed file is judged when it is unpacked: the index gives its size before compression.
+                least = 1 if self.index.compression == "chunk" else chunk.n_bytes
+                if size < least:
+                    raise ValueError(f"chunk {path} has {size} bytes, its index says {chunk.n_bytes}: it is cut off")
+
+        chunks = self.index.chunks
+        # Thousands of chunks on a network's disk, each a question of a millisecond, must not be asked one by one.
+        with ThreadPoolExecutor(min(_PARALLEL_STATS, -(-len(chunks) // _STATS)), "slipstream-stat") as pool:
+            list(pool.map(check, range(0, len(chunks), _STATS)))
 
     def _is_plain(self) -> bool:
         if self.index.compression is not None:

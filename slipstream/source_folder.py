@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,10 +22,12 @@ class FolderSource:
     As in torchvision's ImageFolder each folder right below `folder` is a class, the sorted classes are the labels 0,
     1, ... and a class's images may lie at any depth in it; image files beside the class folders are not part of the
     set. A folder without subfolders is a flat one: its images have no `label`. Raises FileNotFoundError or
-    NotADirectoryError for `folder`, ValueError where it or a class of it holds no image.
+    NotADirectoryError for `folder`, ValueError where it or a class of it holds no image. `scan_seconds` is how long the
+    scan for the files took.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
+        begin = time.monotonic()
         self._folder = os.path.abspath(os.path.expanduser(folder))
         with os.scandir(self._folder) as entries:
             self.classes = tuple(sorted(entry.name for entry in entries if entry.is_dir()))
@@ -45,6 +48,7 @@ class FolderSource:
             del kinds["label"]
         self.fields: Mapping[str, str] = kinds
         self._opened: Kept[int, np.ndarray] = Kept(_KEPT_MAPS)
+        self.scan_seconds = time.monotonic() - begin
 
     def __len__(self) -> int:
         return len(self._paths)

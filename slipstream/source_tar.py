@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import tarfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from typing import Any
@@ -30,9 +31,10 @@ class TarSource:
     Fields: `image` (jpg, jpeg, png or webp), `label` (cls: int), `key` (str), and under its extension every other
     member: kinds "str" (txt), "json" and "bytes"; of an extension with dots its last part gives the kind (`seg.png` is
     an image). If one sample has several plain images (x.jpg and x.png) all keep their extensions as names.
+    `scan_seconds` is how long it took to list the shards and to scan, or to load, their index.
     """
 
-    def __init__(self, shards: Shards, index: TarIndex) -> None:
+    def __init__(self, shards: Shards, index: TarIndex, *, scan_seconds: float = 0.0) -> None:
         if not len(index.heads):
             raise ValueError(f"{shards.name}: the tars hold no sample (files named key.extension)")
         self._shards = shards
@@ -42,6 +44,7 @@ class TarSource:
         kinds = {name: kind for name, (kind, _) in self._columns.items()}
         self.fields: Mapping[str, str] = {**kinds, _KEY: "str"}
         self._opened: Kept[int, np.ndarray] = Kept()
+        self.scan_seconds = scan_seconds
 
     def __len__(self) -> int:
         return len(self._heads)
@@ -220,6 +223,7 @@ def open_tar(
     too, so that only shards that are new or changed are scanned. Raises FileNotFoundError, OSError or ValueError,
     naming the shard, for tars that are not there, compressed, cut off or damaged, or that hold a key twice.
     """
+    begin = time.monotonic()
     place = os.fspath(place)
     if place.startswith("s3://"):
         shards: Shards = S3Shards(place, EXTENSION, cache_dir=cache_dir, storage_options=storage_options)
@@ -227,4 +231,5 @@ def open_tar(
         raise ValueError(f"{place.split('://')[0]}:// is not supported; allowed are s3:// and this machine's files")
     else:
         shards = LocalShards(os.path.abspath(os.path.expanduser(place)), find_files(place, EXTENSION))
-    return TarSource(shards, index_shards(shards, os.path.join(cache_root(cache_dir), "tar-index")))
+    index = index_shards(shards, os.path.join(cache_root(cache_dir), "tar-index"))
+    return TarSource(shards, index, scan_seconds=time.monotonic() - begin)

@@ -30,7 +30,7 @@ from statistics import median
 
 import numpy as np
 import torch
-from litdata_samples import write
+from litdata_samples import plain, write
 from PIL import Image
 
 from slipstream import (
@@ -169,8 +169,8 @@ def make_set(folder: Path, count: int) -> Path:
             data = data[: data.index(b"\xff\xda")]
         elif number % NO_PIXELS == 177:
             data = data[:-100]
-        samples.append({"image": data, "label": number % 1000})
-    return write(folder, samples, chunk_size=250)
+        samples.append({"image": data, "label": number % 1000, "path": f"{number}.jpg"})
+    return write(folder, plain(samples), chunk_size=250)
 
 
 def loader_of(folder: Path, shuffle: bool | str, device: str) -> SlipstreamLoader:
