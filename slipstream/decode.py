@@ -184,6 +184,11 @@ class Decoder:
                 self._check.add(checked, describe, self._stream)
             return batch, reasons
 
+    @property
+    def busy(self) -> bool:
+        """Whether a batch is being decoded now."""
+        return self._lock.locked()
+
     def close(self) -> None:
         """End DALI's threads; pixels already handed out stay as they are. A second call does nothing."""
         if os.getpid() == self._pid:

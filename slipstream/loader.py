@@ -209,7 +209,10 @@ class SlipstreamLoader:
         return _Epoch(self, work, progress)
 
     def shutdown(self) -> None:
-        """End the background threads and the decoder; a second call does nothing. Batches handed out stay valid."""
+        """End the background threads and the decoder; a second call does nothing. Batches handed out stay valid.
+
+        A thread that still waits for an answer of its source (a store that stalls) is left, and ends with that answer.
+        """
         self._finalizer()
 
     def __enter__(self) -> SlipstreamLoader:

@@ -16,10 +16,10 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
+from .daemon import in_threads
 from .progress import Bar
 from .source import ProcessLock
 from .source_index import Chunk, Index, parse_index
@@ -126,8 +126,7 @@ class ChunkStore:
 
         chunks = self.index.chunks
         # Thousands of chunks on a network's disk, each a question of a millisecond, must not be asked one by one.
-        with ThreadPoolExecutor(min(_PARALLEL_STATS, -(-len(chunks) // _STATS)), "slipstream-stat") as pool:
-            list(pool.map(check, range(0, len(chunks), _STATS)))
+        list(in_threads(check, range(0, len(chunks), _STATS), _PARALLEL_STATS))
 
     def _is_plain(self) -> bool:
         if self.index.compression is not None:
@@ -161,30 +160,35 @@ class ChunkStore:
         return False
 
     def prefetch(self, chunks: Sequence[int], *, progress: bool) -> None:
-        """Fetch those of `chunks` that are not ready, several at once; a bar in bytes where they are many."""
+        """Fetch those of `chunks` that are not ready, several at once; a bar in bytes where they are many.
+
+        All are tried; then raises the first one's OSError or ValueError.
+        """
         missing = [chunk for chunk in dict.fromkeys(chunks) if not self.is_ready(chunk)]
         if not missing:
-            return
-        if len(missing) == 1:
-            self._fetch(missing[0])
             return
         known = self.index.compression != "chunk"
         total = sum(self.index.chunks[chunk].n_bytes for chunk in missing) if known else None
         shown = progress and len(missing) >= _BAR_FROM
         lock = threading.Lock()
-        with (
-            Bar(
-                total=total, unit="B", unit_scale=True, desc=f"{len(missing)} chunks", leave=False, disable=not shown
-            ) as bar,
-            ThreadPoolExecutor(min(_PARALLEL_FETCHES, len(missing)), "slipstream-fetch") as pool,
-        ):
+        with Bar(
+            total=total, unit="B", unit_scale=True, desc=f"{len(missing)} chunks", leave=False, disable=not shown
+        ) as bar:
 
             def on_bytes(count: int) -> None:
                 with lock:
                     bar.update(count)
 
-            for done in [pool.submit(self._fetch, chunk, on_bytes) for chunk in missing]:
-                done.result()
+            def attempt(chunk: int) -> Exception | None:
+                try:
+                    self._fetch(chunk, on_bytes)
+                except (OSError, ValueError) as error:
+                    return error
+                return None
+
+            failed = [error for error in in_threads(attempt, missing, _PARALLEL_FETCHES) if error is not None]
+            if failed:
+                raise failed[0]
 
     def first_item(self) -> bytes:
         """The bytes of sample 0, without fetching its whole chunk where it is stored as it is."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from .daemon import DaemonExecutor, interruptibly
 from .source import ProcessLock
 
 _CLIENT_OPTIONS = (
@@ -82,14 +83,18 @@ class S3Origin:
         return self._persistently(name, read_once)
 
     def fetch(self, name: str, path: str, on_bytes: Callable[[int], object] | None = None) -> None:
-        from boto3.s3.transfer import TransferConfig
+        from boto3.s3.transfer import OSUtils, S3Transfer, TransferConfig
+        from s3transfer.manager import TransferManager
 
         # Its own further attempts follow at once, without back-off.
         config = TransferConfig(max_concurrency=4, num_download_attempts=1)
         key = self._prefix + name
-        self._persistently(
-            name, lambda: self._connect().download_file(self._bucket, key, path, Callback=on_bytes, Config=config)
-        )
+
+        def fetch_once() -> None:
+            with TransferManager(self._connect(), config, OSUtils(), DaemonExecutor) as manager:
+                S3Transfer(manager=manager).download_file(self._bucket, key, path, callback=on_bytes)
+
+        self._persistently(name, lambda: interruptibly(fetch_once))
 
     def _persistently(self, name: str, work: Callable[[], T]) -> T:
         """Do `work` on the file `name`, again after a failure that may pass. Raises OSError, as `_explained`."""

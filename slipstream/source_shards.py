@@ -16,18 +16,17 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from .daemon import in_threads
 from .progress import Bar
 from .source_chunks import default_cache_dir
 from .source_s3 import S3Origin
 
 T = TypeVar("T")
 
-_PARALLEL = 8
 # Below this many shards no bar is shown: one new shard in a batch is no event.
 _BAR_FROM = 4
 _PACKED = re.compile(r"\.(tgz|tar\.(gz|bz2|xz|zst|lz4|Z))$", re.IGNORECASE)
@@ -319,15 +318,3 @@ def only_one(path: str) -> Iterator[None]:
             # A child forked meanwhile shares the descriptor and would hold the lock on.
             with contextlib.suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_UN)
-
-
-def in_threads(work: Callable[[int], T], numbers: Sequence[int]) -> Iterator[T]:
-    """Give work(number) for each number in order, several at once; the first error ends the rest."""
-    if len(numbers) < 2:
-        yield from map(work, numbers)
-        return
-    pool = ThreadPoolExecutor(min(_PARALLEL, len(numbers)), "slipstream-shards")
-    try:
-        yield from pool.map(work, numbers)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

@@ -35,6 +35,8 @@ from .sampler_windowed import Order
 from .shares import Shares
 from .source import ReadError
 
+_PATIENCE = 0.3  # seconds
+
 
 @dataclass(kw_only=True, slots=True, weakref_slot=True)
 class Resources:
@@ -116,6 +118,8 @@ class Work:
             resources.work.stop()
         resources.work = self
         self.stopped = False
+        self._decoder = resources.decoder
+        self._patience = _PATIENCE
         self._decoded = Channel(1)
         self.batches = Channel(resources.prefetch)
         self._threads = [
@@ -137,14 +141,21 @@ class Work:
             thread.start()
 
     def stop(self) -> None:
-        """End the threads, after the step that each is in; what was made ahead is dropped."""
+        """End the threads, after the step that each is in; what was made ahead is dropped.
+
+        A thread that waits for its source is left to end by itself: a store may take a minute to answer, or to fail.
+        """
         if os.getpid() != self._pid:
             return
         self.stopped = True
         self._decoded.close()
         self.batches.close()
-        for thread in self._threads:
-            thread.join()
+        reading, planning = self._threads
+        reading.join(self._patience)
+        while reading.is_alive() and self._decoder.busy:
+            reading.join(_PATIENCE)
+        self._patience = 0.0
+        planning.join()
 
 
 def end_from_any_thread(end: Callable[[], None]) -> None:
@@ -164,14 +175,14 @@ class Channel:
     def __init__(self, capacity: int) -> None:
         self._items: deque[Any] = deque()
         self._capacity = capacity
-        self._closed = False
+        self.closed = False
         self._changed = threading.Condition()
 
     def put(self, item: Any) -> bool:
         """Add an item once there is room; False if the channel is closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or len(self._items) < self._capacity)
-            if self._closed:
+            self._changed.wait_for(lambda: self.closed or len(self._items) < self._capacity)
+            if self.closed:
                 return False
             self._items.append(item)
             self._changed.notify_all()
@@ -180,8 +191,8 @@ class Channel:
     def get(self) -> Any:
         """Take the oldest item once there is one; CLOSED if the channel is closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._items)
-            if self._closed:
+            self._changed.wait_for(lambda: self.closed or self._items)
+            if self.closed:
                 return CLOSED
             item = self._items.popleft()
             self._changed.notify_all()
@@ -189,7 +200,7 @@ class Channel:
 
     def close(self) -> None:
         with self._changed:
-            self._closed = True
+            self.closed = True
             self._items.clear()
             self._changed.notify_all()
 
@@ -206,6 +217,8 @@ def decode_batches(resources: Resources, out: Channel, sampler: Order, epoch: in
                 # What cannot be fetched is met again, and named, by the batch that reads it, not by one before.
                 with contextlib.suppress(OSError, ValueError):
                     prefetch(sample_ids_of(resources, sampler, epoch, ahead), progress=resources.verbose)
+            if out.closed:
+                return
             made: Any = load_batch(resources, sampler, epoch, positions, valid)
         except BaseException as error:  # whatever it is, the consumer waits for this batch
             if isinstance(error, (ReadError, DecodeError)):
