@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -214,6 +214,9 @@ class SlipstreamLoader:
         A thread that still waits for an answer of its source (a store that stalls) is left, and ends with that answer.
         """
         self._finalizer()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a loader belongs to its process and cannot be pickled or copied: send the dataset, which can")
 
     def __enter__(self) -> SlipstreamLoader:
         return self
