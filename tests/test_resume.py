@@ -185,3 +185,62 @@ def test_a_far_step_is_reached_at_once() -> None:
     positions, _ = shares.positions(50_000)
     sampler.sample_ids(3, positions)
     assert time.perf_counter() - begin < 0.05
+
+
+AGAIN_AND_AGAIN = textwrap.dedent(
+    """
+    import json, os, random, signal, sys, time
+    sys.path[:0] = [{tests!r}]
+    from pathlib import Path
+    from test_resume import make, samples
+
+    folder, log, shuffle = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+    dice = random.Random(sys.argv[3])
+
+    def run(batch_size):
+        lines = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\\n")]
+        log.write_text("".join(lines))  # a last one may be half written
+        with make(folder, batch_size=batch_size, shuffle=shuffle) as loader:
+            if lines:
+                loader.load_state_dict(json.loads(lines[-1])["state"])
+            for batch in loader:
+                sums = [[number, float(crop.double().sum())] for number, crop in samples([batch])]
+                time.sleep(0.06)  # the training step; then its checkpoint
+                with log.open("a") as file:
+                    file.write(json.dumps({{"sums": sums, "state": loader.state_dict()}}) + "\\n")
+
+    log.write_text("")
+    with make(folder, shuffle=shuffle) as loader:
+        list(loader)  # compiled and imported once, for all children
+    killed, gone, status = 0, 0, 0
+    while not gone:
+        child = os.fork()
+        if not child:
+            run(dice.choice([3, 4, 5]))
+            os._exit(0)
+        limit = time.monotonic() + (dice.uniform(0.05, 0.3) if killed < 12 else 100)
+        while not gone and time.monotonic() < limit:
+            time.sleep(0.005)
+            gone, status = os.waitpid(child, os.WNOHANG)
+        if not gone:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            killed += 1
+    assert status == 0, status
+    print(killed)
+    """
+)
+
+
+@pytest.mark.parametrize("shuffle", [True, "windowed", False])
+def test_killed_at_any_moment_and_resumed_it_sees_each_sample_once(
+    folder: Path, tmp_path: Path, shuffle: bool | str
+) -> None:
+    script, log = tmp_path / "run.py", tmp_path / "log"
+    script.write_text(AGAIN_AND_AGAIN.format(tests=str(Path(__file__).parent)))
+    command = [sys.executable, script, folder, log, json.dumps(shuffle)]
+    done = subprocess.run(command, timeout=200, env=os.environ, check=True, capture_output=True, text=True)
+    assert int(done.stdout) >= 2
+    seen = [tuple(pair) for line in log.read_text().splitlines() for pair in json.loads(line)["sums"]]
+    with make(folder, shuffle=shuffle) as loader:
+        assert seen == [(number, float(crop.double().sum())) for number, crop in samples(loader)]
