@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from .source import Kept, map_file
-from .source_shards import LocalShards, find_files, in_threads
+from .source_cache import in_threads
+from .source_shards import LocalShards, find_files
 from .source_table import TableSource, one_schema
 
 EXTENSION = ".arrow"

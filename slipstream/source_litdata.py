@@ -171,7 +171,7 @@ class LitDataSource:
             yield chunk, one, positions[a:b], numbers[a:b]
 
     def _open(self, chunk: int) -> _Opened:
-        data = map_file(self._store.path(chunk))
+        data = self._store.open(chunk, map_file)
         samples, place = self._index.chunks[chunk].samples, self._store.place(chunk)
         if len(data) < 4 * (samples + 2):
             raise ValueError(f"chunk {place} has {len(data)} bytes: too short for {samples} samples")
@@ -228,7 +228,7 @@ def open_litdata(
 ) -> LitDataSource:
     """Open a LitData set in a folder or under an s3:// URL.
 
-    Chunks are kept in `cache_dir` (default: `source_chunks.default_cache_dir`), except where `in_place` reads a local
+    Chunks are kept in `cache_dir` (default: `source_cache.default_cache_dir`), except where `in_place` reads a local
     folder's own files; compressed ones are always unpacked into the cache. Raises FileNotFoundError, OSError or
     ValueError if the set or its index is not there, not LitData's, encrypted, or shorter than it says.
     """

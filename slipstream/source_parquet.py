@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from .source import Kept, ProcessLock
-from .source_shards import LocalShards, find_files, in_threads
+from .source_cache import in_threads
+from .source_shards import LocalShards, find_files
 from .source_table import TableSource, one_schema
 
 EXTENSION = ".parquet"

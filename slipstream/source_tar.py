@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from .source import Kept, ReadError, as_ids, check_field, map_file
-from .source_shards import LocalShards, S3Shards, Shards, cache_root, find_files
+from .source_cache import cache_root
+from .source_shards import LocalShards, S3Shards, Shards, find_files
 from .source_tar_index import BLOCK, TarIndex, index_shards, split_name
 
 EXTENSION = ".tar"
@@ -125,7 +126,7 @@ class TarSource:
         return dict(zip(numbers, self._opened.get(numbers, self._open), strict=True))
 
     def _open(self, number: int) -> np.ndarray:
-        data = map_file(self._shards.path(number))
+        data = self._shards.open(number, map_file)
         if len(data) != self._shards.shards[number].n_bytes:
             raise ValueError(f"{self._shards.place(number)} has changed since the set was opened: open it again")
         return data
@@ -216,7 +217,7 @@ def open_tar(
     """Open WebDataset shards: a folder, a .tar, a glob or a brace list, on this machine or under s3://.
 
     Local tars are read in place; those in S3 are fetched whole into `cache_dir` (default:
-    `source_chunks.default_cache_dir`) when they are first needed, which making the index is. The index is kept there
+    `source_cache.default_cache_dir`) when they are first needed, which making the index is. The index is kept there
     too, so that only shards that are new or changed are scanned. Raises FileNotFoundError, OSError or ValueError,
     naming the shard, for tars that are not there, compressed, cut off or damaged, or that hold a key twice.
     """

@@ -23,7 +23,8 @@ from typing import BinaryIO
 import numpy as np
 
 from .progress import Bar
-from .source_shards import Shards, in_threads, only_one
+from .source_cache import in_threads, only_one
+from .source_shards import Shards
 
 BLOCK = tarfile.BLOCKSIZE
 _LAYOUT = b"slipstream tar index 1"
@@ -118,7 +119,8 @@ def index_shards(shards: Shards, folder: str) -> TarIndex:
             path = os.path.join(folder, marks[number] + ".npz")
             found = _load(path)
             if found is None:
-                found = scan(shards.path(number), shards.place(number))
+                place = shards.place(number)
+                found = shards.open(number, lambda path: scan(path, place))
                 if keeps:
                     found.save(path)
             return found
