@@ -21,6 +21,7 @@ from .batch_stage import BatchStage, batch_stage_keys, check_batch_stages
 from .dataset import SlipstreamDataset
 from .decode import Decoder
 from .device import choose_device, own_cores, resolve_backend
+from .fetch_ahead import check_fits
 from .loading import make_stand_in
 from .pipeline import Pipeline
 from .sampler_windowed import WindowedSampler, make_sampler
@@ -40,9 +41,9 @@ class SlipstreamLoader:
     cropped: "raise"; "replace" it by grey, False in `_valid`; "skip" it, which makes its batch shorter; or "resample"
     another one, as `_indices` shows. `report()` counts them.
     shuffle: True for a new order of all samples each epoch; "windowed" for one that reads few chunks at a time (64
-    lanes of chunks in random order, samples shuffled in windows of four chunks). seed: of the order, the boxes and the
-    stages. pipelines: image field -> stages, beginning with a crop stage; an image field without one gives a list of
-    decoded uint8 [3, H, W] tensors.
+    lanes of chunks in random order, samples shuffled in windows of four chunks; "windowed:16" has 16 lanes): for a set
+    larger than the dataset's max_cache_size. seed: of the order, the boxes and the stages. pipelines: image field ->
+    stages, beginning with a crop stage; an image field without one gives a list of decoded uint8 [3, H, W] tensors.
     exclude_fields: fields not to read. device: None is SLIPSTREAM_DEVICE, else the current CUDA device (LOCAL_RANK's
     under torchrun), else the CPU. backend: None (Triton on CUDA, else the CPU kernels), "triton" or "cpu"; a crop
     stage's own goes before it. num_threads: for decoding and for CPU crops, None is this process's share of the cores.
@@ -109,6 +110,7 @@ class SlipstreamLoader:
             for name, each in compiled.items()
         }
         self._sampler = make_sampler(dataset, shuffle, self.seed)
+        check_fits(dataset, self._sampler, self.world_size)
         self._resources = Resources(
             dataset=dataset,
             device=self.device,
@@ -136,7 +138,7 @@ class SlipstreamLoader:
         )
         self.pipelines = compiled
         order = self._sampler
-        how = [shuffle, order.lanes, order.window] if isinstance(order, WindowedSampler) else shuffle
+        how = ["windowed", order.lanes, order.window] if isinstance(order, WindowedSampler) else shuffle
         self._fingerprint = fingerprint(dataset, pipelines or {}, mixing, self.seed, how)
         self._next_epoch = self._next_start = 0
         self._progress: _Progress | None = None

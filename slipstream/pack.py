@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from . import checks
 from .pack_format import Encode, image_encoder
 from .progress import Bar
 from .source_folder import FolderSource
@@ -41,7 +42,8 @@ def pack(
         num_workers = min(8, os.cpu_count() or 1)
     if isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 1:
         raise ValueError(f"num_workers must be a whole number >= 1, got {num_workers!r}")
-    size = _byte_count(chunk_bytes)
+    # Offsets within a chunk are 32-bit; half of that leaves room for the item that crosses the mark.
+    size = checks.byte_count("chunk_bytes", chunk_bytes, most="2GB")
     encode = image_encoder(format)
     source = FolderSource(src)
     target = Path(dst).expanduser().absolute()
@@ -99,20 +101,6 @@ def _read_ahead(source: FolderSource, num_workers: int, encode: Encode | None) -
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
-
-
-def _byte_count(chunk_bytes: int | str) -> int:
-    units = {"": 1, "B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3}
-    digits = str(chunk_bytes).strip().upper()
-    number = digits.rstrip("KMGB")
-    unit = units.get(digits[len(number) :])
-    # Offsets within a chunk are 32-bit; half of that leaves room for the item that crosses the mark.
-    if isinstance(chunk_bytes, bool) or not number.strip().isdecimal() or unit is None:
-        raise ValueError(f"chunk_bytes must be a number of bytes or a text such as '64MB', got {chunk_bytes!r}")
-    size = int(number) * unit
-    if not 0 < size <= 2 * 1000**3:
-        raise ValueError(f"chunk_bytes must be > 0 and at most 2GB, got {chunk_bytes!r}")
-    return size
 
 
 def _umask() -> int:

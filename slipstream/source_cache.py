@@ -7,41 +7,30 @@ of one, and a map of an older file stays whole.
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import os
-import re
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TypeVar
 
+from . import checks
 from .progress import Bar
+from .source_cache_limit import CacheLimit
+from .source_locks import only_one, remove_parts, sweep
 
 T = TypeVar("T")
 U = TypeVar("U")
 
 PARALLEL = 8
 # Below this many files a fetch shows no bar: a batch that meets one new file is no event.
-_BAR_FROM = 4
+BAR_FROM = 4
 _OPEN_TRIES = 3
-# What is being written: the file it becomes, its writer's process and thread, and whatever boto3 and unpack append.
-_PART = re.compile(r"(.+)\.\d+-\d+\.part(\..*)?")
-_LONGEST_POLL = 0.05
-
-# Descriptors that hold locks. A forked child shares them and would keep the locks when its parent is killed.
-_held: set[int] = set()
-
-
-def _let_go_in_child() -> None:
-    for descriptor in _held:
-        os.close(descriptor)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_let_go_in_child)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REMEMBERED = 60.0
+_TOUCH_AFTER = 2.0
 
 
 def default_cache_dir() -> str:
@@ -55,94 +44,52 @@ def cache_root(cache_dir: str | os.PathLike[str] | None) -> str:
     return os.path.abspath(os.path.expanduser(cache_dir)) if cache_dir is not None else default_cache_dir()
 
 
-@contextlib.contextmanager
-def only_one(path: str, check: Callable[[], object] | None = None) -> Iterator[None]:
-    """Hold the lock of a file in the cache against other threads and processes; look again for the file inside.
-
-    `check` is called while others hold it, and may raise to give up.
-    """
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    descriptor, poll = _try_lock(path), 0.001
-    while descriptor is None:
-        if check is not None:
-            check()
-        time.sleep(poll)
-        poll = min(2 * poll, _LONGEST_POLL)
-        descriptor = _try_lock(path)
-    try:
-        yield
-    finally:
-        _unlock(path, descriptor)
-
-
-def _try_lock(path: str, *, surely: bool = False) -> int | None:
-    """A descriptor that holds the lock of `path`; None while another has it, or `surely` where there are no locks."""
-    descriptor = os.open(path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Whoever had the lock has removed its file: another may hold that of a new one.
-        if os.fstat(descriptor).st_nlink == 0:
-            os.close(descriptor)
-            return None
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    except OSError:
-        # Some network file systems have no flock: two may then do the work twice, which the rename keeps safe.
-        if surely:
-            os.close(descriptor)
-            return None
-    _held.add(descriptor)
-    return descriptor
-
-
-def _unlock(path: str, descriptor: int) -> None:
-    Path(path + ".lock").unlink(missing_ok=True)
-    if descriptor in _held:  # else this is a child, forked meanwhile, which has closed it
-        _held.discard(descriptor)
-        # A child forked just now shares the descriptor and would hold the lock on.
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-        os.close(descriptor)
-
-
-def sweep(folder: str) -> None:
-    """Remove what killed processes left half written in a folder of the cache, and their locks."""
-    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
-        left = {}
-        for entry in entries:
-            part = _PART.fullmatch(entry.name)
-            if part or entry.name.endswith(".lock"):
-                left.setdefault(part[1] if part else entry.name[: -len(".lock")], []).append(entry.path)
-        for name, paths in left.items():
-            path = os.path.join(folder, name)
-            descriptor = _try_lock(path, surely=True)
-            if descriptor is not None:
-                for each in paths:
-                    Path(each).unlink(missing_ok=True)
-                _unlock(path, descriptor)
+class StoppedError(Exception):
+    """A fetch was given up because nobody wants it any more."""
 
 
 class CachedFiles(ABC):
     """The files of a set, by number, each fetched into `folder` when it is first needed; thread-safe.
 
-    A subclass says where a file is kept, whether it is there, and how it is made.
+    A subclass says where a file is kept, whether it is there, and how it is made. With a `limit` files stay only while
+    they are held, or as long as there is room.
     """
 
     noun = "files"
 
-    def __init__(self, folder: str | None) -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        home: str | None,
+        sizes: Sequence[int],
+        *,
+        cache_dir: str | os.PathLike[str] | None = None,
+        max_cache_size: int | str | None = None,
+    ) -> None:
+        """home: the set's folder below `cache_dir`; None for files that are read where they are. sizes: their bytes.
+
+        Raises ValueError for a `max_cache_size` that is none, or less than one of the files.
+        """
+        root = cache_root(cache_dir)
+        most = None if max_cache_size is None else checks.byte_count("max_cache_size", max_cache_size)
+        self.sizes = sizes
+        self.folder = home and os.path.join(root, home)
+        self.limit = CacheLimit(root, most) if home is not None and most is not None else None
+        self.on_release: Callable[[int], object] = _nothing
         self._swept = False
+        self._failures: dict[int, tuple[float, Exception]] = {}
+        self._touched: dict[int, float] = {}
+        if self.limit is not None:
+            largest = max(range(len(sizes)), key=sizes.__getitem__)
+            if sizes[largest] > self.limit.max_bytes:
+                raise ValueError(
+                    f"max_cache_size must be at least the {sizes[largest]} bytes of {self.place(largest)}, "
+                    f"got {max_cache_size!r}"
+                )
+            self.limit.trim()
 
     @abstractmethod
     def place(self, number: int) -> str:
         """Where the file comes from, for people."""
-        ...
-
-    @abstractmethod
-    def n_bytes(self, number: int) -> int:
-        """Bytes of the file in the cache."""
         ...
 
     @abstractmethod
@@ -174,6 +121,9 @@ class CachedFiles(ABC):
         """
         found = self._find(number)
         if found is None:
+            failure = self._failure(number)
+            if failure is not None:
+                raise type(failure)(*failure.args)
             self.fetch(number)
             found = self._find(number) or self._target(number)
         return found
@@ -181,22 +131,112 @@ class CachedFiles(ABC):
     def open(self, number: int, use: Callable[[str], T]) -> T:
         """use(path) of a file that is there, fetched if need be. Raises OSError, ValueError, and what `use` raises."""
         for left in reversed(range(_OPEN_TRIES)):
-            path = self.path(number)
+            missing = self.hold([number]) if self.limit is not None else ()
             try:
-                return use(path)
-            except FileNotFoundError:
-                if self.folder is None or not left:
-                    raise
+                if missing:
+                    self.fetch(number, has_room=True)
+                path = self.path(number)
+                try:
+                    return use(path)
+                except FileNotFoundError:
+                    if self.folder is None or not left:
+                        raise
+            finally:
+                self.release([number])
         raise AssertionError("the last try raises")
+
+    def hold(
+        self,
+        numbers: Sequence[int],
+        *,
+        coming: Collection[int] = (),
+        wait: bool = True,
+        check: Callable[[], object] | None = None,
+    ) -> list[int] | None:
+        """Keep these files in the cache until `release`, all at once; gives those that have to be fetched.
+
+        There is room for them, which `fetch(..., has_room=True)` or `forgo` of each gives back. `coming`: what will be
+        there without. None if there is no room and `wait` is False; otherwise waits for other readers, and `check` may
+        raise to give up. Raises CacheLimitError for more than the limit.
+        """
+        missing: list[int] = []
+
+        def look() -> int:
+            missing[:] = [
+                number
+                for number in dict.fromkeys(numbers)
+                if number not in coming and not self.is_ready(number) and self._failure(number) is None
+            ]
+            return self._bytes_of(missing)
+
+        limit = self.limit
+        if limit is None:
+            look()
+            return missing
+        paths = [self._target(number) for number in numbers]
+        if limit.use_again(paths):
+            if not look():
+                return missing
+            limit.end_use(paths)
+        together = self._bytes_of({*numbers})
+
+        def attempt() -> bool:
+            return limit.use(paths, together, look)
+
+        if wait:
+            limit.wait(attempt, check)
+        elif not attempt():
+            return None
+        return missing
+
+    def release(self, numbers: Sequence[int]) -> None:
+        """Let files go that `hold` kept."""
+        if self.limit is None:
+            return
+        ended = set(self.limit.end_use([self._target(number) for number in numbers]))
+        now = time.monotonic()
+        for number in dict.fromkeys(numbers):
+            if self._target(number) not in ended:
+                continue
+            self.on_release(number)
+            # Those used last are removed last.
+            if now - self._touched.get(number, -_TOUCH_AFTER) >= _TOUCH_AFTER:
+                self._touched[number] = now
+                with contextlib.suppress(OSError):
+                    os.utime(self._find(number) or self._target(number))
+
+    def forgo(self, numbers: Iterable[int]) -> None:
+        """Give back the room of files that will not be fetched after all."""
+        if self.limit is not None:
+            self.limit.give_back(self._bytes_of(numbers))
+
+    @contextlib.contextmanager
+    def held(self, numbers: Sequence[int]) -> Iterator[None]:
+        """Hold files and fetch those that are missing, several at once; what cannot be fetched is met by `open`."""
+        left = {*(self.hold(numbers) or ())}
+
+        def attempt(number: int) -> None:
+            left.discard(number)
+            with contextlib.suppress(OSError, ValueError):
+                self.fetch(number, has_room=True)
+
+        try:
+            for _ in in_threads(attempt, sorted(left)):
+                pass
+            yield
+        finally:
+            self.forgo(sorted(left))
+            self.release(numbers)
 
     def prefetch(self, numbers: Sequence[int], *, progress: bool) -> None:
         """Fetch those of `numbers` that are not ready, several at once; a bar in bytes where they are many.
 
-        All are tried; raises the first's OSError or ValueError that could not be fetched.
+        All are tried; raises the first's OSError or ValueError that could not be fetched, CacheLimitError if they do
+        not fit the limit together.
         """
         missing = [number for number in dict.fromkeys(numbers) if not self.is_ready(number)]
         total = self._total(missing)
-        shown = progress and len(missing) >= _BAR_FROM
+        shown = progress and len(missing) >= BAR_FROM
         description = f"{len(missing)} {self.noun}"
         lock = threading.Lock()
         with Bar(total=total, unit="B", unit_scale=True, desc=description, leave=False, disable=not shown) as bar:
@@ -216,36 +256,79 @@ class CachedFiles(ABC):
                 if error is not None:
                     raise error
 
+    def _bytes_of(self, numbers: Iterable[int]) -> int:
+        return sum(map(self.sizes.__getitem__, numbers))
+
     def _total(self, numbers: Sequence[int]) -> int | None:
         """Bytes that fetching these will take; None if that is not known."""
-        return sum(map(self.n_bytes, numbers))
+        return self._bytes_of(numbers)
 
-    def fetch(self, number: int, on_bytes: Callable[[int], object] | None = None) -> None:
-        """Put the file in place, unless it is there; `on_bytes` hears of progress. Raises OSError, ValueError."""
+    def fetch(self, number: int, on_bytes: Callable[[int], object] | None = None, *, has_room: bool = False) -> None:
+        """Put the file in place, unless it is there. Raises OSError, ValueError.
+
+        `on_bytes` hears of progress, now and then of 0 bytes, and may raise to give up. `has_room`: hold() has made it.
+        """
+        if self.limit is not None and not has_room:
+            missing = self.hold([number])
+            try:
+                if missing:
+                    self.fetch(number, on_bytes, has_room=True)
+            finally:
+                self.release([number])
+            return
+        try:
+            self._fetch(number, on_bytes)
+        finally:
+            self.forgo([number])
+
+    def _fetch(self, number: int, on_bytes: Callable[[int], object] | None) -> None:
         target = self._target(number)
         if not self._swept:
             self._swept = True
             sweep(os.path.dirname(target))
-        with only_one(target):
+        with only_one(target, on_bytes and (lambda: on_bytes(0))):
             if self.is_ready(number):
                 return
-            part = f"{target}.{os.getpid()}-{threading.get_ident()}.part"
             try:
-                os.replace(*self._make(number, part, on_bytes))
-            finally:
-                remove_parts(part)
+                self._write(number, on_bytes)
+            except OSError as error:
+                code = error.errno
+                if code not in DISK_FULL:
+                    raise
+            else:
+                return
+            if self.limit is None or not self.limit.evict(self.sizes[number]):
+                raise OSError(
+                    code,
+                    f"{os.strerror(code)} in {self.folder} for {self.place(number)}: free some, or give a "
+                    f"{'smaller ' if self.limit else ''}max_cache_size",
+                )
+            self._write(number, on_bytes)
 
-    @abstractmethod
-    def close(self) -> None: ...
+    def _write(self, number: int, on_bytes: Callable[[int], object] | None) -> None:
+        part = f"{self._target(number)}.{os.getpid()}-{threading.get_ident()}.part"
+        try:
+            os.replace(*self._make(number, part, on_bytes))
+        finally:
+            remove_parts(part)
+        self._failures.pop(number, None)
+
+    def remember(self, number: int, failure: Exception) -> None:
+        """Let who opens the file in the next minute meet this failure, in place of fetching it again."""
+        self._failures[number] = time.monotonic(), failure
+
+    def _failure(self, number: int) -> Exception | None:
+        when, failure = self._failures.get(number, (0.0, None))
+        return failure if failure is not None and time.monotonic() - when < _REMEMBERED else None
+
+    def close(self) -> None:
+        """Forget what is not in use; the next read opens anew."""
+        if self.limit is not None:
+            self.limit.close()
 
 
-def remove_parts(part: str) -> None:
-    """Remove a file that was written aside, and what was written beside it."""
-    folder, name = os.path.split(part)
-    with contextlib.suppress(FileNotFoundError):  # the whole folder may be gone
-        for entry in os.listdir(folder):
-            if entry.startswith(name):
-                Path(folder, entry).unlink(missing_ok=True)
+def _nothing(_: int) -> None:
+    pass
 
 
 def in_threads(work: Callable[[U], T], items: Sequence[U]) -> Iterator[T]:

@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from .source_cache import CachedFiles, cache_root, remove_parts
+from .source_cache import CachedFiles
+from .source_cache_limit import UNPACKED
 from .source_index import Chunk, Index, parse_index
+from .source_locks import remove_parts
 from .source_unpack import has_rows_only, unpack
 
 _COPY_BYTES = 1 << 20
-_UNPACKED = ".unpacked"
 # Of a chunk that came whole, by what the origin said, and yet does not fit the index.
 _FETCH_TRIES = 3
 _FIRST_WAIT = 0.1
@@ -80,18 +81,26 @@ class ChunkStore(CachedFiles):
 
     noun = "chunks"
 
-    def __init__(self, origin: Origin, *, cache_dir: str | os.PathLike[str] | None, in_place: bool) -> None:
+    def __init__(
+        self,
+        origin: Origin,
+        *,
+        cache_dir: str | os.PathLike[str] | None,
+        in_place: bool,
+        max_cache_size: int | str | None = None,
+    ) -> None:
         self.origin = origin
         place = f"{origin.name.rstrip('/')}/index.json"
         text = origin.read("index.json")
         self.index: Index = parse_index(text, place)
         if isinstance(origin, LocalOrigin):
             self._check_sizes(origin.folder)
-        folder = None
+        home = None
         if not (in_place and self._is_plain()):
-            mark = hashlib.blake2b("\0".join((origin.name, origin.identity())).encode() + b"\0" + text, digest_size=16)
-            folder = os.path.join(cache_root(cache_dir), mark.hexdigest())
-        super().__init__(folder)
+            mark = "\0".join((origin.name, origin.identity())).encode() + b"\0" + text
+            home = hashlib.blake2b(mark, digest_size=16).hexdigest()
+        sizes = [chunk.n_bytes for chunk in self.index.chunks]
+        super().__init__(home, sizes, cache_dir=cache_dir, max_cache_size=max_cache_size)
         self._ready: dict[int, str] = {}
 
     def _check_sizes(self, folder: str) -> None:
@@ -110,9 +119,6 @@ class ChunkStore(CachedFiles):
         head, tail = (self.origin.read(chunk.name, *ends) for ends in ((0, 12), (chunk.n_bytes - 8, chunk.n_bytes)))
         return not has_rows_only(head, tail)
 
-    def n_bytes(self, number: int) -> int:
-        return self.index.chunks[number].n_bytes
-
     def _target(self, number: int) -> str:
         assert self.folder is not None
         return os.path.join(self.folder, self.index.chunks[number].name)
@@ -128,7 +134,7 @@ class ChunkStore(CachedFiles):
             self._ready.pop(number, None)
         entry, path = self.index.chunks[number], self._target(number)
         # What a chunk unpacks to is not known beforehand; there its own offsets tell.
-        for candidate, least in ((path, entry.n_bytes), (path + _UNPACKED, None)):
+        for candidate, least in ((path, entry.n_bytes), (path + UNPACKED, None)):
             with contextlib.suppress(FileNotFoundError):
                 fault = _fault(candidate, entry, least)
                 if fault is None:
@@ -148,8 +154,7 @@ class ChunkStore(CachedFiles):
             item = _first_item(self.origin, name)
             if item:
                 return item
-        folder, name = os.path.split(self.path(0))
-        return _first_item(LocalOrigin(folder), name)
+        return self.open(0, lambda path: _first_item(LocalOrigin(os.path.dirname(path)), os.path.basename(path)))
 
     def _make(self, number: int, part: str, on_bytes: Callable[[int], object] | None) -> tuple[str, str]:
         for attempt in range(1, _FETCH_TRIES + 1):
@@ -171,8 +176,8 @@ class ChunkStore(CachedFiles):
         # The index gives a wholly compressed file's size before compression, which unpacking checks.
         if self.index.compression != "chunk" and size < entry.n_bytes:
             raise ValueError(f"{self.place(number)} has {size} bytes, its index says {entry.n_bytes}: it is cut off")
-        if unpack(part, part + _UNPACKED, leaves=self.index.leaves, n_bytes=entry.n_bytes):
-            whole, path, least = part + _UNPACKED, path + _UNPACKED, None
+        if unpack(part, part + UNPACKED, leaves=self.index.leaves, n_bytes=entry.n_bytes):
+            whole, path, least = part + UNPACKED, path + UNPACKED, None
         elif size < entry.n_bytes:
             raise ValueError(f"{self.place(number)} is damaged: it is not compressed as its index says")
         else:
@@ -187,6 +192,7 @@ class ChunkStore(CachedFiles):
         return f"{self.origin.name.rstrip('/')}/{self.index.chunks[number].name}"
 
     def close(self) -> None:
+        super().close()
         self.origin.close()
 
 

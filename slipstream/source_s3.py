@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from .source import ProcessLock
+from .source_cache import DISK_FULL, StoppedError
 
 _CLIENT_OPTIONS = (
     "region_name",
@@ -35,6 +36,7 @@ _BODY_TRIES = 5
 _MISSING_TRIES = 3
 _FIRST_WAIT = 0.1
 _PATIENCE = 120.0
+_ONE_PART = 1 << 60
 
 T = TypeVar("T")
 
@@ -84,8 +86,9 @@ class S3Origin:
     def fetch(self, name: str, path: str, on_bytes: Callable[[int], object] | None = None) -> None:
         from boto3.s3.transfer import TransferConfig
 
-        # Its own further attempts follow at once, without back-off.
-        config = TransferConfig(max_concurrency=4, num_download_attempts=1)
+        # Its own further attempts follow at once, without back-off. One stream a file, in this thread: several files
+        # come at a time as it is, with half the CPU time, and an interpreter that ends would wait for its threads.
+        config = TransferConfig(use_threads=False, multipart_threshold=_ONE_PART, num_download_attempts=1)
         key = self._prefix + name
         self._persistently(
             name, lambda: self._connect().download_file(self._bucket, key, path, Callback=on_bytes, Config=config)
@@ -97,6 +100,8 @@ class S3Origin:
         for number in itertools.count(1):
             try:
                 return work()
+            except StoppedError:
+                raise
             except Exception as error:
                 failure, tries = self._explained(error, name), _tries(error)
             # Outside the clause, so that boto3's error, which may hold credentials, is not the context of ours.
@@ -139,6 +144,8 @@ class S3Origin:
         from botocore.exceptions import ClientError, NoCredentialsError, PartialCredentialsError
 
         error = getattr(error, "last_exception", None) or error
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            return OSError(error.errno, os.strerror(error.errno))  # of this machine's
         reason = self._masked(str(error) or type(error).__name__)
         where = f"{self.name}{name}"
         if isinstance(error, ClientError):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from .source_cache import CachedFiles, cache_root
+from .source_cache import CachedFiles
 from .source_s3 import S3Origin
 
 T = TypeVar("T")
@@ -56,6 +56,10 @@ class Shards(Protocol):
         """Tell whether the shard can be mapped without a fetch."""
         ...
 
+    def held(self, numbers: Sequence[int]) -> contextlib.AbstractContextManager[None]:
+        """Keep shards on this machine for the while, fetched if need be; what cannot be fetched is met by `open`."""
+        ...
+
     def prefetch(self, numbers: Sequence[int], *, progress: bool) -> None:
         """Fetch those that are not on this machine, several at once; a bar where they are many."""
         ...
@@ -85,6 +89,9 @@ class LocalShards:
     def is_ready(self, number: int) -> bool:
         return True
 
+    def held(self, numbers: Sequence[int]) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
     def prefetch(self, numbers: Sequence[int], *, progress: bool) -> None:
         pass
 
@@ -113,6 +120,7 @@ class S3Shards(CachedFiles):
         *,
         cache_dir: str | os.PathLike[str] | None = None,
         storage_options: Mapping[str, Any] | None = None,
+        max_cache_size: int | str | None = None,
     ) -> None:
         self.name = url
         folder, _, last = url.rpartition("/")
@@ -122,7 +130,8 @@ class S3Shards(CachedFiles):
         self._origin = _Bucket(url if patterns is None else folder, storage_options)
         self.shards = _matching(self._origin.list(), patterns, extension, url)
         home = hashlib.blake2b("\0".join((self._origin.name, self._origin.identity())).encode(), digest_size=16)
-        super().__init__(os.path.join(cache_root(cache_dir), home.hexdigest()))
+        sizes = [shard.n_bytes for shard in self.shards]
+        super().__init__(home.hexdigest(), sizes, cache_dir=cache_dir, max_cache_size=max_cache_size)
 
     def _target(self, number: int) -> str:
         assert self.folder is not None
@@ -132,9 +141,6 @@ class S3Shards(CachedFiles):
 
     def place(self, number: int) -> str:
         return self._origin.name + self.shards[number].name
-
-    def n_bytes(self, number: int) -> int:
-        return self.shards[number].n_bytes
 
     def _find(self, number: int) -> str | None:
         path = self._target(number)
@@ -155,6 +161,7 @@ class S3Shards(CachedFiles):
         return part, self._target(number)
 
     def close(self) -> None:
+        super().close()
         self._origin.close()
 
 

@@ -23,7 +23,8 @@ from typing import BinaryIO
 import numpy as np
 
 from .progress import Bar
-from .source_cache import in_threads, only_one
+from .source_cache import in_threads
+from .source_locks import only_one
 from .source_shards import Shards
 
 BLOCK = tarfile.BLOCKSIZE

@@ -9,60 +9,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
+from cache_files import Files, listed, text
 
-from slipstream.source_cache import CachedFiles, only_one, sweep
-
-
-class Files(CachedFiles):
-    """Files 0, 1, ... of a number's text, each made once."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(str(folder))
-        self.made: list[int] = []
-        self.before: Callable[[], object] = lambda: None
-
-    def place(self, number):
-        return f"store/{number}"
-
-    def n_bytes(self, number):
-        return 4
-
-    def _target(self, number):
-        return os.path.join(str(self.folder), f"{number:04}")
-
-    def _find(self, number):
-        path = self._target(number)
-        return path if os.path.exists(path) else None
-
-    def _make(self, number, part, on_bytes):
-        self.made.append(number)
-        Path(part).write_text(f"{number:04}")
-        Path(part + ".other").write_text("beside it")
-        self.before()
-        return part, self._target(number)
-
-    def close(self):
-        pass
-
-
-def listed(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+from slipstream.source_locks import only_one, sweep
 
 
 def test_a_file_is_made_once_and_nothing_stays_beside_it(tmp_path):
-    files = Files(tmp_path / "set")
+    files = Files(tmp_path, "set")
     assert not files.is_ready(3)
-    assert files.open(3, lambda path: Path(path).read_text()) == "0003"
-    assert files.open(3, lambda path: Path(path).read_text()) == "0003"
+    assert files.open(3, text) == "0003"
+    assert files.open(3, text) == "0003"
     assert files.made == [3] and listed(tmp_path / "set") == ["0003"]
 
 
 def test_what_fails_leaves_nothing_and_does_not_stop_the_others(tmp_path):
-    files = Files(tmp_path)
+    files = Files(tmp_path, "set")
 
     def fail() -> None:
         if files.made[-1] == 1:
@@ -71,17 +34,17 @@ def test_what_fails_leaves_nothing_and_does_not_stop_the_others(tmp_path):
     files.before = fail
     with pytest.raises(OSError, match="no route"):
         files.prefetch([0, 1, 2], progress=False)
-    assert listed(tmp_path) == ["0000", "0002"]
+    assert listed(tmp_path / "set") == ["0000", "0002"]
 
 
 def test_a_file_that_goes_before_it_is_opened_is_made_again(tmp_path):
-    files, lost = Files(tmp_path), []
+    files, lost = Files(tmp_path, "set"), []
 
     def use(path: str) -> str:
         if not lost:
             lost.append(path)
             os.unlink(path)  # as another process may, to make room
-        return Path(path).read_text()
+        return text(path)
 
     assert files.open(5, use) == "0005"
     assert files.made == [5, 5]
@@ -99,30 +62,30 @@ def _fetch_slowly(files: Files, started, go) -> None:
 def test_a_killed_process_leaves_no_lock_and_its_parts_are_swept(tmp_path):
     context = multiprocessing.get_context("fork")
     started, go = context.Event(), context.Event()
-    child = context.Process(target=_fetch_slowly, args=(Files(tmp_path), started, go))
+    child = context.Process(target=_fetch_slowly, args=(Files(tmp_path, "set"), started, go))
     child.start()
     assert started.wait(20)
-    left = listed(tmp_path)
+    left = listed(tmp_path / "set")
     assert [name.partition(".")[0] for name in left] == ["0007"] * 3 and "0007.lock" in left
-    sweep(str(tmp_path))
-    assert listed(tmp_path) == left  # its writer lives
+    sweep(str(tmp_path / "set"))
+    assert listed(tmp_path / "set") == left  # its writer lives
     assert child.pid is not None
     os.kill(child.pid, signal.SIGKILL)
     child.join(20)
-    files = Files(tmp_path)
+    files = Files(tmp_path, "set")
     files.fetch(1)
-    assert listed(tmp_path) == ["0001"]
+    assert listed(tmp_path / "set") == ["0001"]
     files.fetch(7)
-    assert listed(tmp_path) == ["0001", "0007"] and files.made == [1, 7]
+    assert listed(tmp_path / "set") == ["0001", "0007"] and files.made == [1, 7]
 
 
 def test_threads_and_processes_wait_for_who_fetches(tmp_path):
     context = multiprocessing.get_context("fork")
     started, go = context.Event(), context.Event()
-    child = context.Process(target=_fetch_slowly, args=(Files(tmp_path), started, go))
+    child = context.Process(target=_fetch_slowly, args=(Files(tmp_path, "set"), started, go))
     child.start()
     assert started.wait(20)
-    files = Files(tmp_path)
+    files = Files(tmp_path, "set")
     threads = [threading.Thread(target=files.fetch, args=(7,)) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -131,7 +94,7 @@ def test_threads_and_processes_wait_for_who_fetches(tmp_path):
     go.set()
     for thread in [*threads, child]:
         thread.join(20)
-    assert files.made == [] and listed(tmp_path) == ["0007"]
+    assert files.made == [] and listed(tmp_path / "set") == ["0007"]
 
 
 def test_who_waits_for_a_lock_may_give_up(tmp_path):
