@@ -17,6 +17,7 @@ class Files(CachedFiles):
     def __init__(self, cache: Path, home: str = "0" * 32, *, limit: int | None = None, count: int = 100) -> None:
         super().__init__(home, [SIZE] * count, cache_dir=cache, max_cache_size=limit)
         self.made: list[int] = []
+        self.lost: set[int] = set()
         self.before: Callable[[], object] = lambda: None
 
     def place(self, number):
@@ -31,6 +32,8 @@ class Files(CachedFiles):
 
     def _make(self, number, part, on_bytes):
         self.made.append(number)
+        if number in self.lost:
+            raise OSError("no route")
         Path(part).write_text(f"{number:04}" + " " * (SIZE - 4))
         Path(part + ".other").write_text("")
         self.before()

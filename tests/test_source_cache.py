@@ -27,11 +27,7 @@ def test_a_file_is_made_once_and_nothing_stays_beside_it(tmp_path):
 def test_what_fails_leaves_nothing_and_does_not_stop_the_others(tmp_path):
     files = Files(tmp_path, "set")
 
-    def fail() -> None:
-        if files.made[-1] == 1:
-            raise OSError("no route")
-
-    files.before = fail
+    files.lost = {1}
     with pytest.raises(OSError, match="no route"):
         files.prefetch([0, 1, 2], progress=False)
     assert listed(tmp_path / "set") == ["0000", "0002"]
