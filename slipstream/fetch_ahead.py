@@ -22,7 +22,7 @@ from .progress import Bar
 from .sampler_windowed import Order, WindowedSampler
 from .source_cache import BAR_FROM, PARALLEL, CachedFiles, StoppedError
 
-STEPS = 512
+STEPS = 1024
 # Files to come, beyond which the walk waits: enough that the threads never run dry.
 _TO_COME = 2 * PARALLEL
 _TICK = 0.1
@@ -49,6 +49,7 @@ class FetchAhead:
         self._queue: deque[int] = deque()
         self._coming: set[int] = set()  # in the queue, or being fetched
         self._bar: Bar | None = None
+        self._try_again = 0.0
         self._threads: list[threading.Thread] = []
         self._start("slipstream-ahead", self._walk)
 
@@ -98,6 +99,7 @@ class FetchAhead:
     def _let_go(self, held: Sequence[Sequence[int]], queue: Sequence[int]) -> None:
         # Not under our lock: a map that is dropped may wait for one that is being opened.
         self._files.forgo(queue)
+        self._files.end_ahead()
         for numbers in held:
             self._files.release(numbers)
 
@@ -117,7 +119,7 @@ class FetchAhead:
     def _hold(self, numbers: Sequence[int], *, wait: bool) -> list[int] | None:
         with self._changed:
             coming = frozenset(self._coming)
-        return self._files.hold(numbers, coming=coming, wait=wait, check=self._check)
+        return self._files.hold(numbers, coming=coming, ahead=True, wait=wait, check=self._check)
 
     def _walk(self) -> None:
         try:
@@ -129,6 +131,8 @@ class FetchAhead:
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
+        finally:
+            self._files.end_ahead()
 
     def _walk_on(self) -> None:
         if self._files.limit is not None and len(self._held) > 0 and self._files.limit.is_asked():
@@ -141,12 +145,17 @@ class FetchAhead:
             if step == self._steps or len(self._held) >= STEPS or len(self._coming) >= _TO_COME:
                 self._changed.wait(None if self._files.limit is None else _TICK)
                 return
-        numbers = self._numbers_of(step)
-        missing = self._hold(numbers, wait=is_next)
-        with self._changed:
-            if missing is None:
-                self._changed.wait(_TICK)
+            if not is_next and (pause := self._try_again - time.monotonic()) > 0:
+                self._changed.wait(pause)
                 return
+        numbers = self._numbers_of(step)
+        begin = time.monotonic()
+        missing = self._hold(numbers, wait=is_next)
+        if missing is None:
+            # In vain: with very many files the look for room is not for nothing.
+            self._try_again = time.monotonic() + max(_TICK, 10 * (time.monotonic() - begin))
+            return
+        with self._changed:
             self._fetch_soon(missing)
             if not self._stopped:
                 self._held.append(numbers)
@@ -216,9 +225,9 @@ def _none(_: int) -> Sequence[int]:
 def fetch_ahead(
     dataset: SlipstreamDataset, ids_of: Callable[[int], np.ndarray], steps: int, *, progress: bool
 ) -> FetchAhead | None:
-    """What fetches the files of the samples ids_of(step), step by step; None where nothing has to be fetched."""
+    """What fetches the files of the samples ids_of(step), step by step; None for a source that fetches none."""
     files = files_of(dataset)
-    if files is None or (files.limit is None and all(map(files.is_ready, range(len(files.sizes))))):
+    if files is None:
         return None
     return FetchAhead(files, lambda step: numbers_of(dataset, ids_of(step)), steps, progress=progress)
 

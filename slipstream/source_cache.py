@@ -150,14 +150,16 @@ class CachedFiles(ABC):
         numbers: Sequence[int],
         *,
         coming: Collection[int] = (),
+        ahead: bool = False,
         wait: bool = True,
         check: Callable[[], object] | None = None,
     ) -> list[int] | None:
         """Keep these files in the cache until `release`, all at once; gives those that have to be fetched.
 
         There is room for them, which `fetch(..., has_room=True)` or `forgo` of each gives back. `coming`: what will be
-        there without. None if there is no room and `wait` is False; otherwise waits for other readers, and `check` may
-        raise to give up. Raises CacheLimitError for more than the limit.
+        there without. `ahead`: more such holds follow, until `end_ahead`. None if there is no room and `wait` is False;
+        otherwise waits for other readers, and `check` may raise to give up. Raises CacheLimitError for more than the
+        limit.
         """
         missing: list[int] = []
 
@@ -181,7 +183,7 @@ class CachedFiles(ABC):
         together = self._bytes_of({*numbers})
 
         def attempt() -> bool:
-            return limit.use(paths, together, look)
+            return limit.use(paths, together, look, ahead=ahead)
 
         if wait:
             limit.wait(attempt, check)
@@ -204,6 +206,11 @@ class CachedFiles(ABC):
                 self._touched[number] = now
                 with contextlib.suppress(OSError):
                     os.utime(self._find(number) or self._target(number))
+
+    def end_ahead(self) -> None:
+        """No hold `ahead` follows, or others wait for room."""
+        if self.limit is not None:
+            self.limit.end_ahead()
 
     def forgo(self, numbers: Iterable[int]) -> None:
         """Give back the room of files that will not be fetched after all."""
@@ -231,9 +238,14 @@ class CachedFiles(ABC):
     def prefetch(self, numbers: Sequence[int], *, progress: bool) -> None:
         """Fetch those of `numbers` that are not ready, several at once; a bar in bytes where they are many.
 
-        All are tried; raises the first's OSError or ValueError that could not be fetched, CacheLimitError if they do
-        not fit the limit together.
+        All are tried; raises the first's OSError or ValueError that could not be fetched. ValueError for more than the
+        limit, which may also remove some before they are read.
         """
+        if self.limit is not None and self._bytes_of({*numbers}) > self.limit.max_bytes:
+            raise ValueError(
+                f"{len(numbers)} {self.noun} of {self._bytes_of({*numbers})} bytes do not fit "
+                f"max_cache_size={self.limit.max_bytes}"
+            )
         missing = [number for number in dict.fromkeys(numbers) if not self.is_ready(number)]
         total = self._total(missing)
         shown = progress and len(missing) >= BAR_FROM

@@ -29,11 +29,10 @@ _COUNTING, _WAITING, _FILES = 0, 1, 2
 _FLOCK = struct.Struct("hhqqi4x")  # of 64-bit Linux
 _SET = re.compile(r"[0-9a-f]{32}")
 _ROOM = re.compile(r"\d+-[0-9a-f]+\.room")
-# What is being written is counted as set aside, by its writer.
-_ASIDE = re.compile(r".+(\.lock|\.part(\..*)?)")
 _LONGEST_POLL = 0.2
 # For other processes' reads, which end by themselves: of a network that fails they are patient for two minutes.
 _PATIENCE = 300.0
+_SPARE = 128
 # Ends the name of a file that was not kept as it came; in use it goes by the name without.
 UNPACKED = ".unpacked"
 
@@ -103,7 +102,7 @@ class CacheLimit:
     def _start(self) -> None:
         self._opened: _Descriptors | None = None
         self._users: Counter[str] = Counter()
-        self._waiting = self._aside = 0
+        self._waiting = self._aside = self._spare = 0
 
     def _open(self) -> _Descriptors:
         # Under the mutex.
@@ -136,11 +135,12 @@ class CacheLimit:
             self._users.update(paths)
             return True
 
-    def use(self, paths: Sequence[str], together: int, missing: Callable[[], int]) -> bool:
+    def use(self, paths: Sequence[str], together: int, missing: Callable[[], int], *, ahead: bool = False) -> bool:
         """Keep these files from being removed, and set missing() bytes aside for those that are not there.
 
-        False, and nothing is kept or removed, while others' files in use leave no room. Raises CacheLimitError if
-        `together`, the bytes of all of them, can never fit.
+        False, and nothing is kept or removed, while others' files in use leave no room. `ahead`: set a little more
+        aside, where there is room, so that not every time all files have to be counted; `end_ahead` gives it back.
+        Raises CacheLimitError if `together`, the bytes of all of them, can never fit.
         """
         with self._counting() as opened:
             for path in paths:
@@ -148,16 +148,25 @@ class CacheLimit:
                     _lock(opened.locks, fcntl.F_RDLCK, self._byte(path))
             self._users.update(paths)
             try:
-                need = missing()
-                fits = not need or self._make_room(opened, need, together)
+                short = missing() - self._spare
+                fits = max(short, 0)
+                if short > 0:
+                    fits = self._make_room(opened, short, together, self.max_bytes // _SPARE if ahead else 0)
             except BaseException:
                 self._end_use(opened, paths)
                 raise
-            if not fits:
+            if fits is None:
                 self._end_use(opened, paths)
                 return False
-            self._set_aside(opened, need)
+            self._spare = fits - short
+            self._set_aside(opened, fits)
             return True
+
+    def end_ahead(self) -> None:
+        """Give back what was set aside for fetches to come."""
+        with self._mutex:
+            self._set_aside(self._open(), -self._spare)
+            self._spare = 0
 
     def end_use(self, paths: Sequence[str]) -> list[str]:
         """Let go of files; gives those that nothing here uses any more."""
@@ -219,7 +228,7 @@ class CacheLimit:
     def trim(self, count: int = 0) -> bool:
         """Remove what is over the limit, and what `count` bytes more need; tell whether that was possible."""
         with self._counting() as opened:
-            return self._make_room(opened, count, 0)
+            return self._make_room(opened, count, 0) is not None
 
     def evict(self, count: int) -> bool:
         """Remove files of `count` bytes whatever the limit, as the disk is full; tell whether there were such."""
@@ -227,7 +236,8 @@ class CacheLimit:
             files, _, _ = self._files()
             return self._remove(opened, files, count)
 
-    def _make_room(self, opened: _Descriptors, need: int, together: int) -> bool:
+    def _make_room(self, opened: _Descriptors, need: int, together: int, more: int = 0) -> int | None:
+        # Bytes that there is room for now: `need`, and `more` if that can be; None if there is not even the first.
         files, aside, kept = self._files()
         if together + kept > self.max_bytes:
             least = together + kept
@@ -235,21 +245,31 @@ class CacheLimit:
                 f"what is read at once takes {byte_text(together)} of the cache {self.root}; max_cache_size is "
                 f"{byte_text(self.max_bytes)} and must be at least {least} bytes ({byte_text(least)})"
             )
-        over = sum(size for _, size, _ in files) + aside + kept + need - self.max_bytes
-        return over <= 0 or self._remove(opened, files, over)
+        over = sum(size for _, size, _ in files) + aside + kept - self.max_bytes
+        for count in (need + more, need):
+            if over + count <= 0 or self._remove(opened, files, over + count):
+                return count
+        return None
 
     def _files(self) -> tuple[list[tuple[int, int, str]], int, int]:
-        """(time of last use, size, path) of the files; bytes set aside; bytes that are always kept, as indexes."""
+        """(time of last use, size, path) of the files; bytes set aside; bytes that are always kept, as indexes.
+
+        Some 10 us a file: 30 ms for the 3,000 chunks of 64 MB in 200 GB.
+        """
         files, aside, kept = [], 0, 0
         for entry in _entries(self.root):
             if _ROOM.fullmatch(entry.name):
                 aside += _live_room(entry.path)
             elif _SET.fullmatch(entry.name):
                 for file in _entries(entry.path):
-                    if not _ASIDE.fullmatch(file.name):
-                        with contextlib.suppress(OSError):
-                            status = file.stat(follow_symlinks=False)
-                            files.append((status.st_mtime_ns, status.st_size, file.path))
+                    # Locks; and what is being written counts as set aside, by its writer.
+                    if file.name.endswith(".lock") or ".part" in file.name:
+                        continue
+                    try:
+                        status = file.stat(follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue
+                    files.append((status.st_mtime_ns, status.st_size, file.path))
             elif entry.name == "tar-index":
                 kept += sum(file.stat().st_size for file in _entries(entry.path) if file.name.endswith(".npz"))
         return files, aside, kept

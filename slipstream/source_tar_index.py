@@ -24,7 +24,7 @@ import numpy as np
 
 from .progress import Bar
 from .source_cache import in_threads
-from .source_locks import only_one
+from .source_locks import only_one, sweep
 from .source_shards import Shards
 
 BLOCK = tarfile.BLOCKSIZE
@@ -104,6 +104,7 @@ def index_shards(shards: Shards, folder: str) -> TarIndex:
     """
     marks = [_mark((shard.name, str(shard.n_bytes), shard.stamp)) for shard in shards.shards]
     whole = os.path.join(folder, _mark((shards.name, *marks)) + ".npz")
+    sweep(folder)
     with contextlib.ExitStack() as stack:
         keeps = True
         try:

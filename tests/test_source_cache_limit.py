@@ -125,6 +125,28 @@ def test_a_reader_waits_for_room_and_says_so(tmp_path, monkeypatch):
         other.hold([8], check=give_up)
 
 
+def test_holds_ahead_set_a_little_more_aside_and_give_it_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(source_cache_limit, "_SPARE", 4)
+    files, other = Files(tmp_path, limit=8 * SIZE), Files(tmp_path, "1" * 32, limit=8 * SIZE)
+    assert files.limit is not None
+    counted = []
+    count = files.limit._files
+    monkeypatch.setattr(files.limit, "_files", lambda: counted.append(1) or count())
+    for number in range(6):
+        assert files.hold([number], ahead=True, wait=False) == [number]
+        files.fetch(number, has_room=True)
+    assert len(counted) == 2 and files.limit._spare == 0
+    assert files.hold([6, 7], ahead=True, wait=False) == [6, 7]  # there is no room for more
+    files.forgo([6, 7])
+    files.release(range(8))
+    assert files.hold([8], ahead=True, wait=False) == [8] and files.limit._spare == 2 * SIZE
+    files.forgo([8])
+    files.release([8])
+    assert other.hold(range(8), wait=False) is None
+    files.end_ahead()
+    assert other.hold(range(8), wait=False) == [*range(8)]
+
+
 def _hold_until_killed(cache: Path, held) -> None:
     files = Files(cache, limit=3 * SIZE)
     assert files.hold([0, 1]) == [0, 1]
