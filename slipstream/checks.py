@@ -55,6 +55,28 @@ def size(field: str, value: Any) -> tuple[int, int]:
     return h, w
 
 
+_UNITS = {"": 1, "B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4}
+
+
+def byte_count(field: str, value: Any, most: str | None = None) -> int:
+    """A number of bytes > 0, at most `most`: an int, or a text such as "64MB" (units of 1000)."""
+    text = str(value).strip().upper()
+    number = text.rstrip("BKMGT")
+    unit = _UNITS.get(text[len(number) :])
+    if isinstance(value, bool) or not number.strip().isdecimal() or unit is None:
+        raise ValueError(f"{field} must be a number of bytes or a text such as '64MB', got {value!r}")
+    count = int(number) * unit
+    if count == 0 or (most is not None and count > byte_count(field, most)):
+        raise ValueError(f"{field} must be > 0{f' and at most {most}' if most else ''}, got {value!r}")
+    return count
+
+
+def byte_text(count: int) -> str:
+    """A number of bytes for people: "1.5 GB"."""
+    unit = max((unit for unit, size in _UNITS.items() if unit and size <= max(count, 1)), key=_UNITS.__getitem__)
+    return f"{count / _UNITS[unit]:.4g} {unit}"
+
+
 def number(field: str, value: Any) -> float:
     """A finite real number (a string that reads as one is none)."""
     try:

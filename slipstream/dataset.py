@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from . import checks
 from .source import Source, as_ids
 from .source_folder import EXTENSIONS, FolderSource
 from .source_litdata import open_litdata
@@ -33,9 +34,12 @@ class SlipstreamDataset(torch.utils.data.Dataset):
     ImageFolder layout). Shards may also be given by a glob or a brace list: "/data/train-{0000..0146}.tar".
 
     `cache_dir`: where fetched and unpacked chunks and the indexes of shards are kept; $SLIPSTREAM_CACHE, else
-    slipstream in $XDG_CACHE_HOME or ~/.cache, by default. `storage_options`: for s3://, named as boto3's client names
-    them, or {"unsigned": True} for a public bucket. `indices`: the samples of a subset by their ids in the source,
-    repeats allowed. `allow_pickle`: read pickled fields whatever they hold, which runs code that the data names.
+    slipstream in $XDG_CACHE_HOME or ~/.cache, by default. `max_cache_size`: bytes, or a text such as "200GB", that all
+    sets and indexes in `cache_dir` may take together, by all processes that give it: what was used last stays, and what
+    is being fetched counts. A larger set is read in order or by shuffle="windowed". `storage_options`: for s3://, named
+    as boto3's client names them, or {"unsigned": True} for a public bucket. `indices`: the samples of a subset by their
+    ids in the source, repeats allowed. `allow_pickle`: read pickled fields whatever they hold, which runs code that the
+    data names.
     `decode_images`: `dataset[i]` gives images as uint8 [3, H, W] tensors (by Pillow, refused beyond `max_pixels`
     pixels) instead of bytes; the loader ignores it.
 
@@ -51,6 +55,7 @@ class SlipstreamDataset(torch.utils.data.Dataset):
         remote_dir: str | os.PathLike[str] | None = None,
         local_dir: str | os.PathLike[str] | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
+        max_cache_size: int | str | None = None,
         decode_images: bool = False,
         storage_options: Mapping[str, Any] | None = None,
         indices: Sequence[int] | np.ndarray | None = None,
@@ -65,6 +70,8 @@ class SlipstreamDataset(torch.utils.data.Dataset):
             )
         if isinstance(max_pixels, bool) or not isinstance(max_pixels, int) or max_pixels <= 0:
             raise ValueError(f"max_pixels must be a whole number > 0, got {max_pixels!r}")
+        if max_cache_size is not None:
+            max_cache_size = checks.byte_count("max_cache_size", max_cache_size)
         if isinstance(source, (str, os.PathLike)):
             is_url = "://" in os.fspath(source)
             remote_dir, local_dir = (source, None) if is_url else (None, source)
@@ -72,16 +79,22 @@ class SlipstreamDataset(torch.utils.data.Dataset):
         if source is not None:
             if not isinstance(source, Source) or isinstance(source, type):
                 raise TypeError(f"source must be a path, an s3:// URL or a Source, got {type(source).__name__}")
-            unused = {"cache_dir": cache_dir, "storage_options": storage_options, "allow_pickle": allow_pickle or None}
+            unused = {
+                "cache_dir": cache_dir,
+                "max_cache_size": max_cache_size,
+                "storage_options": storage_options,
+                "allow_pickle": allow_pickle or None,
+            }
             for name, value in unused.items():
                 if value is not None:
                     raise ValueError(f"{name} does not apply to a Source object: give it when that is made")
             self.source: Source = source
-        elif remote_dir is not None:
-            self.source = _open_remote(remote_dir, cache_dir, storage_options, allow_pickle)
         else:
-            assert local_dir is not None
-            self.source = _open_local(local_dir, cache_dir, storage_options, allow_pickle)
+            cache = {"cache_dir": cache_dir, "max_cache_size": max_cache_size}
+            if remote_dir is not None:
+                self.source = _open_remote(remote_dir, cache, storage_options, allow_pickle)
+            else:
+                self.source = _open_local(local_dir, cache, storage_options, allow_pickle)
         self.sample_ids: np.ndarray | None = None if indices is None else _checked_indices(indices, len(self.source))
         self.decode_images = bool(decode_images)
         self.max_pixels = max_pixels
@@ -128,19 +141,19 @@ class SlipstreamDataset(torch.utils.data.Dataset):
         return f"SlipstreamDataset({self.source!r}{subset})"
 
 
-def _open_remote(place: Any, cache_dir: Any, storage_options: Any, allow_pickle: bool) -> Source:
+def _open_remote(place: Any, cache: dict[str, Any], storage_options: Any, allow_pickle: bool) -> Source:
     place = os.fspath(place)
     if not place.startswith("s3://"):
         _refuse_options(storage_options)
     elif place.endswith(".tar") or is_pattern(place):
-        return open_tar(place, cache_dir=cache_dir, storage_options=storage_options)
+        return open_tar(place, **cache, storage_options=storage_options)
     try:
-        return open_litdata(place, cache_dir=cache_dir, storage_options=storage_options, allow_pickle=allow_pickle)
+        return open_litdata(place, **cache, storage_options=storage_options, allow_pickle=allow_pickle)
     except FileNotFoundError as error:
         no_index = error
     if "://" in place:
         try:
-            return open_tar(place, cache_dir=cache_dir, storage_options=storage_options)
+            return open_tar(place, **cache, storage_options=storage_options)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{place} holds neither LitData chunks nor tars ({no_index}; {error})") from None
     if not os.path.isdir(os.path.expanduser(place)):
@@ -150,15 +163,15 @@ def _open_remote(place: Any, cache_dir: Any, storage_options: Any, allow_pickle:
     )
 
 
-def _open_local(place: Any, cache_dir: Any, storage_options: Any, allow_pickle: bool) -> Source:
+def _open_local(place: Any, cache: dict[str, Any], storage_options: Any, allow_pickle: bool) -> Source:
     folder = os.path.expanduser(os.fspath(place))
     if "://" in folder:
         raise ValueError(f"local_dir is a folder, got {folder.split('://')[0]}://...; give a URL as remote_dir")
     _refuse_options(storage_options)
     if not os.path.isdir(folder):
-        return _open_files(folder, cache_dir)
+        return _open_files(folder, cache)
     if os.path.exists(os.path.join(folder, "index.json")):
-        return open_litdata(folder, cache_dir=cache_dir, allow_pickle=allow_pickle, in_place=True)
+        return open_litdata(folder, **cache, allow_pickle=allow_pickle, in_place=True)
     if os.path.isdir(os.path.join(folder, PACKING)):
         raise FileNotFoundError(f"{folder} is not packed to the end: run the same pack again, or its other ranks")
     if any(os.path.exists(os.path.join(folder, name)) for name in ("state.json", "dataset_dict.json")):
@@ -166,10 +179,10 @@ def _open_local(place: Any, cache_dir: Any, storage_options: Any, allow_pickle: 
     extension = _shards_in(folder)
     if extension is None:
         return FolderSource(folder)
-    return open_tar(folder, cache_dir=cache_dir) if extension == ".tar" else _open_tables(folder, extension)
+    return open_tar(folder, **cache) if extension == ".tar" else _open_tables(folder, extension)
 
 
-def _open_files(place: str, cache_dir: Any) -> Source:
+def _open_files(place: str, cache: dict[str, Any]) -> Source:
     """Open a file, a glob or a brace list, by the extension it ends in."""
     if not os.path.exists(place) and not is_pattern(place):
         raise FileNotFoundError(f"local_dir {place!r} does not exist")
@@ -177,7 +190,7 @@ def _open_files(place: str, cache_dir: Any) -> Source:
     extension = os.path.splitext(place)[1]
     if extension not in _SHARDS:
         raise NotADirectoryError(f"local_dir {place!r} is not a folder, nor does it end in {', '.join(_SHARDS)}")
-    return open_tar(place, cache_dir=cache_dir) if extension == ".tar" else _open_tables(place, extension)
+    return open_tar(place, **cache) if extension == ".tar" else _open_tables(place, extension)
 
 
 def _open_tables(place: str, extension: str) -> Source:

@@ -22,6 +22,7 @@ from .dataset import SlipstreamDataset
 from .decode import Decoder
 from .decode_pillow import TRUNCATED
 from .device import choose_device, own_cores, resolve_backend
+from .fetch_ahead import check_fits
 from .loading import make_stand_in
 from .pipeline import Pipeline
 from .sampler_windowed import WindowedSampler, make_sampler
@@ -42,9 +43,9 @@ class SlipstreamLoader:
     another one, as `_indices` shows. `report()` counts them. truncated: what becomes of a damaged image that Pillow can
     decode in part: "fail", which makes it such a sample, or "grey" for the rest; it is valid then, and in `report()`.
     shuffle: True for a new order of all samples each epoch; "windowed" for one that reads few chunks at a time (64
-    lanes of chunks in random order, samples shuffled in windows of four chunks). seed: of the order, the boxes and the
-    stages. pipelines: image field -> stages, beginning with a crop stage; an image field without one gives a list of
-    decoded uint8 [3, H, W] tensors.
+    lanes of chunks in random order, samples shuffled in windows of four chunks; "windowed:16" has 16 lanes): for a set
+    larger than the dataset's max_cache_size. seed: of the order, the boxes and the stages. pipelines: image field ->
+    stages, beginning with a crop stage; an image field without one gives a list of decoded uint8 [3, H, W] tensors.
     exclude_fields: fields not to read. device: None is SLIPSTREAM_DEVICE, else the current CUDA device (LOCAL_RANK's
     under torchrun), else the CPU. backend: None (Triton on CUDA, else the CPU kernels), "triton" or "cpu"; a crop
     stage's own goes before it. num_threads: for decoding and for CPU crops, None is this process's share of the cores.
@@ -112,6 +113,7 @@ class SlipstreamLoader:
             for name, each in compiled.items()
         }
         self._sampler = make_sampler(dataset, shuffle, self.seed)
+        check_fits(dataset, self._sampler, self.world_size)
         self._resources = Resources(
             dataset=dataset,
             device=self.device,
@@ -140,7 +142,7 @@ class SlipstreamLoader:
         )
         self.pipelines = compiled
         order = self._sampler
-        how = [shuffle, order.lanes, order.window] if isinstance(order, WindowedSampler) else shuffle
+        how = ["windowed", order.lanes, order.window] if isinstance(order, WindowedSampler) else shuffle
         self._fingerprint = fingerprint(dataset, pipelines or {}, mixing, self.seed, how)
         self._next_epoch = self._next_start = 0
         self._progress: _Progress | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,11 @@ from slipstream_kernels.ragged import RaggedBatch
 
 from .bad_samples import GREY, PARTIAL, TRIES, resampled_positions
 from .decode import DecodeError
+from .fetch_ahead import numbers_of
 from .source import ReadError
 
 if TYPE_CHECKING:
+    from .fetch_ahead import FetchAhead
     from .sampler_windowed import Order
     from .workers import Resources
 
@@ -39,8 +42,15 @@ def sample_ids_of(resources: Resources, sampler: Order, epoch: int, positions: n
     return ids if subset is None else subset[ids]
 
 
-def load_batch(resources: Resources, sampler: Order, epoch: int, positions: np.ndarray, valid: np.ndarray) -> Decoded:
-    """The samples at these positions, with bad ones by the loader's policy.
+def load_batch(
+    resources: Resources,
+    sampler: Order,
+    epoch: int,
+    positions: np.ndarray,
+    valid: np.ndarray,
+    ahead: FetchAhead | None = None,
+) -> Decoded:
+    """The samples at these positions, whose files are there, with bad ones by the loader's policy.
 
     Raises ReadError or DecodeError where the policy is to raise, or where resampling finds nothing.
     """
@@ -64,7 +74,8 @@ def load_batch(resources: Resources, sampler: Order, epoch: int, positions: np.n
     for attempt in range(TRIES):
         others = resampled_positions(sampler.seed, epoch, positions[rows], attempt, len(sampler))
         new_ids = sample_ids_of(resources, sampler, epoch, others)
-        found, why = _load_what_can_be(resources, new_ids, valid[rows])
+        with nullcontext() if ahead is None else ahead.reading_also(numbers_of(resources.dataset, new_ids)):
+            found, why = _load_what_can_be(resources, new_ids, valid[rows])
         resources.record.add(policy, _failures(resources, new_ids, why))
         good = np.array([row not in why for row in range(len(rows))])
         _put(decoded, rows[good], _rows(found, good))

@@ -99,7 +99,8 @@ def pack(
     if num_workers is None:
         num_workers = min(_MAX_THREADS, len(os.sched_getaffinity(0)))
     num_workers = checks.whole("num_workers", num_workers, 1)
-    limit = _byte_count(chunk_bytes)
+    # Offsets within a chunk are 32-bit; half of that leaves room for the item that crosses the mark.
+    limit = checks.byte_count("chunk_bytes", chunk_bytes, most="2GB")
     encode = image_encoder(format)
     found = choose_ranks(rank, world_size)
     if rank is None and found == (0, 1):
@@ -259,17 +260,3 @@ def _check_apart(src: Any, folder: str) -> None:
         outer = os.path.realpath(os.path.expanduser(src))
         if os.path.commonpath([outer, os.path.realpath(folder)]) == outer:
             raise ValueError(f"dst {folder!r} must not lie in src {os.fspath(src)!r}")
-
-
-def _byte_count(chunk_bytes: int | str) -> int:
-    units = {"": 1, "B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3}
-    digits = str(chunk_bytes).strip().upper()
-    number = digits.rstrip("KMGB")
-    unit = units.get(digits[len(number) :])
-    # Offsets within a chunk are 32-bit; half of that leaves room for the item that crosses the mark.
-    if isinstance(chunk_bytes, bool) or not number.strip().isdecimal() or unit is None:
-        raise ValueError(f"chunk_bytes must be a number of bytes or a text such as '64MB', got {chunk_bytes!r}")
-    size = int(number) * unit
-    if not 0 < size <= 2 * 1000**3:
-        raise ValueError(f"chunk_bytes must be > 0 and at most 2GB, got {chunk_bytes!r}")
-    return size

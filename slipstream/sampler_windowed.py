@@ -9,6 +9,7 @@ together read each chunk once, but for those that a lane's end cuts. Memory: a f
 from __future__ import annotations
 
 import operator
+import re
 from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
@@ -23,18 +24,19 @@ BLOCK = 1024  # samples that count as a chunk where a source has none
 
 
 def make_sampler(dataset: SlipstreamDataset, shuffle: bool | str, seed: int) -> Order:
-    """The sampler that a loader's `shuffle` means: True, False or "windowed". Raises ValueError or TypeError."""
+    """The sampler of a loader's `shuffle`: True, False, "windowed" or "windowed:16". Raises ValueError or TypeError."""
     if isinstance(shuffle, bool):
         return Sampler(len(dataset), shuffle=shuffle, seed=seed)
-    if shuffle != "windowed":
+    found = re.fullmatch(r"windowed(?::([1-9]\d*))?", shuffle) if isinstance(shuffle, str) else None
+    if found is None:
         wrong = ValueError if isinstance(shuffle, str) else TypeError
-        raise wrong(f'shuffle must be True, False or "windowed", got {shuffle!r}')
+        raise wrong(f'shuffle must be True, False or "windowed", got {shuffle!r}; "windowed:16" has 16 lanes')
     if dataset.sample_ids is not None:
         raise ValueError('shuffle="windowed" goes by the chunks of a whole source: not with indices=')
     ends = getattr(dataset.source, "chunk_ends", None)
     if ends is None:
         ends = np.append(np.arange(BLOCK, len(dataset), BLOCK), len(dataset))
-    return WindowedSampler(ends, seed=seed)
+    return WindowedSampler(ends, seed=seed, lanes=int(found[1] or LANES))
 
 
 @dataclass(slots=True)

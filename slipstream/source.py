@@ -195,6 +195,11 @@ class Kept(Generic[K, V]):
             self._values.popitem(last=False)
         return value
 
+    def drop(self, key: K) -> None:
+        """Forget one."""
+        with self._lock:
+            self._values.pop(key, None)
+
     def __contains__(self, key: object) -> bool:
         return key in self._values
 

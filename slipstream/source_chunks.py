@@ -1,37 +1,26 @@
-"""Chunk files on this machine's disk: read in place, or fetched and unpacked into a cache when they are first needed.
-
-A cached file is written beside its final name, checked and renamed, so that no reader, in this process or another, sees
-part of one, and a map of an older file stays whole.
-"""
+"""Chunk files on this machine's disk: read in place, or fetched and unpacked into a cache when first needed."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 import os
-import shutil
 import struct
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from .daemon import in_threads
-from .progress import Bar
-from .source import ProcessLock
+from .source_cache import CachedFiles
+from .source_cache_limit import UNPACKED
 from .source_index import Chunk, Index, parse_index
+from .source_locks import remove_parts
 from .source_unpack import has_rows_only, unpack
 
-_PARALLEL_FETCHES = 8
 _PARALLEL_STATS = 16
 _STATS = 64  # files that one thread asks for in a row
-# Below this many chunks a fetch shows no bar: a batch that meets one new chunk is no event.
-_BAR_FROM = 4
 _COPY_BYTES = 1 << 20
-_UNPACKED = ".unpacked"
 # Of a chunk that came whole, by what the origin said, and yet does not fit the index.
 _FETCH_TRIES = 3
 _FIRST_WAIT = 0.1
@@ -76,21 +65,16 @@ class LocalOrigin:
 
     def fetch(self, name: str, path: str, on_bytes: Callable[[int], object] | None = None) -> None:
         with open(os.path.join(self.folder, name), "rb") as source, open(path, "xb") as target:
-            shutil.copyfileobj(source, target, _COPY_BYTES)
-            if on_bytes is not None:
-                on_bytes(target.tell())
+            while block := source.read(_COPY_BYTES):
+                target.write(block)
+                if on_bytes is not None:
+                    on_bytes(len(block))
 
     def close(self) -> None:
         pass
 
 
-def default_cache_dir() -> str:
-    """$SLIPSTREAM_CACHE, or slipstream in $XDG_CACHE_HOME, or ~/.cache/slipstream."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
-    return os.path.expanduser(os.environ.get("SLIPSTREAM_CACHE") or os.path.join(home, "slipstream"))
-
-
-class ChunkStore:
+class ChunkStore(CachedFiles):
     """A LitData set's chunks as plain files, whatever way they come; thread-safe, and shared between processes.
 
     `in_place` reads the origin's own files (a local folder's) where they need no unpacking. Everything else is kept in
@@ -98,21 +82,29 @@ class ChunkStore:
     and ValueError, when made, for an index or (in a local folder) chunks that are missing, foreign or too short.
     """
 
-    def __init__(self, origin: Origin, *, cache_dir: str | os.PathLike[str] | None, in_place: bool) -> None:
+    noun = "chunks"
+
+    def __init__(
+        self,
+        origin: Origin,
+        *,
+        cache_dir: str | os.PathLike[str] | None,
+        in_place: bool,
+        max_cache_size: int | str | None = None,
+    ) -> None:
         self.origin = origin
         place = f"{origin.name.rstrip('/')}/index.json"
         text = origin.read("index.json")
         self.index: Index = parse_index(text, place)
         if isinstance(origin, LocalOrigin):
             self._check_sizes(origin.folder)
-        self.folder: str | None = None
+        home = None
         if not (in_place and self._is_plain()):
-            mark = hashlib.blake2b("\0".join((origin.name, origin.identity())).encode() + b"\0" + text, digest_size=16)
-            root = os.path.abspath(os.path.expanduser(cache_dir)) if cache_dir is not None else default_cache_dir()
-            self.folder = os.path.join(root, mark.hexdigest())
+            mark = "\0".join((origin.name, origin.identity())).encode() + b"\0" + text
+            home = hashlib.blake2b(mark, digest_size=16).hexdigest()
+        sizes = [chunk.n_bytes for chunk in self.index.chunks]
+        super().__init__(home, sizes, cache_dir=cache_dir, max_cache_size=max_cache_size)
         self._ready: dict[int, str] = {}
-        self._guard = ProcessLock()
-        self._chunk_locks: dict[tuple[int, int], threading.Lock] = {}
 
     def _check_sizes(self, folder: str) -> None:
         def check(first: int) -> None:
@@ -135,60 +127,33 @@ class ChunkStore:
         head, tail = (self.origin.read(chunk.name, *ends) for ends in ((0, 12), (chunk.n_bytes - 8, chunk.n_bytes)))
         return not has_rows_only(head, tail)
 
-    def path(self, chunk: int) -> str:
-        """The chunk's file, ready to be mapped; fetched and unpacked first if need be. Raises OSError, ValueError."""
-        if self.folder is None:
-            return os.path.join(self.origin.name, self.index.chunks[chunk].name)
-        if not self.is_ready(chunk):
-            self._fetch(chunk)
-        return self._ready[chunk]
+    def _target(self, number: int) -> str:
+        assert self.folder is not None
+        return os.path.join(self.folder, self.index.chunks[number].name)
 
-    def is_ready(self, chunk: int) -> bool:
-        """Tell whether the chunk can be mapped without a fetch."""
-        if self.folder is None or chunk in self._ready:
-            return True
-        entry = self.index.chunks[chunk]
-        path = os.path.join(self.folder, entry.name)
+    def _find(self, number: int) -> str | None:
+        if self.folder is None:
+            return os.path.join(self.origin.name, self.index.chunks[number].name)
+        # In the cache its size and count are checked when it is first met.
+        known = self._ready.get(number)
+        if known is not None:
+            if os.path.exists(known):
+                return known
+            self._ready.pop(number, None)
+        entry, path = self.index.chunks[number], self._target(number)
         # What a chunk unpacks to is not known beforehand; there its own offsets tell.
-        for candidate, least in ((path, entry.n_bytes), (path + _UNPACKED, None)):
+        for candidate, least in ((path, entry.n_bytes), (path + UNPACKED, None)):
             with contextlib.suppress(FileNotFoundError):
                 fault = _fault(candidate, entry, least)
                 if fault is None:
-                    self._ready[chunk] = candidate
-                    return True
+                    self._ready[number] = candidate
+                    return candidate
                 _log.warning("cached chunk %s %s; it is fetched again", candidate, fault)
-        return False
+        return None
 
-    def prefetch(self, chunks: Sequence[int], *, progress: bool) -> None:
-        """Fetch those of `chunks` that are not ready, several at once; a bar in bytes where they are many.
-
-        All are tried; then raises the first one's OSError or ValueError.
-        """
-        missing = [chunk for chunk in dict.fromkeys(chunks) if not self.is_ready(chunk)]
-        if not missing:
-            return
-        known = self.index.compression != "chunk"
-        total = sum(self.index.chunks[chunk].n_bytes for chunk in missing) if known else None
-        shown = progress and len(missing) >= _BAR_FROM
-        lock = threading.Lock()
-        with Bar(
-            total=total, unit="B", unit_scale=True, desc=f"{len(missing)} chunks", leave=False, disable=not shown
-        ) as bar:
-
-            def on_bytes(count: int) -> None:
-                with lock:
-                    bar.update(count)
-
-            def attempt(chunk: int) -> Exception | None:
-                try:
-                    self._fetch(chunk, on_bytes)
-                except (OSError, ValueError) as error:
-                    return error
-                return None
-
-            failed = [error for error in in_threads(attempt, missing, _PARALLEL_FETCHES) if error is not None]
-            if failed:
-                raise failed[0]
+    def _total(self, numbers: Sequence[int]) -> int | None:
+        # Of a wholly compressed chunk the index gives the size that it unpacks to.
+        return super()._total(numbers) if self.index.compression != "chunk" else None
 
     def first_item(self) -> bytes:
         """The bytes of sample 0, without fetching its whole chunk where it is stored as it is."""
@@ -197,78 +162,46 @@ class ChunkStore:
             item = _first_item(self.origin, name)
             if item:
                 return item
-        folder, name = os.path.split(self.path(0))
-        return _first_item(LocalOrigin(folder), name)
+        return self.open(0, lambda path: _first_item(LocalOrigin(os.path.dirname(path)), os.path.basename(path)))
 
-    def _fetch(self, chunk: int, on_bytes: Callable[[int], object] | None = None) -> None:
-        assert self.folder is not None
-        entry = self.index.chunks[chunk]
-        path = os.path.join(self.folder, entry.name)
-        with self._only_one(chunk, path):
-            if self.is_ready(chunk):
-                return
-            for number in range(1, _FETCH_TRIES + 1):
-                try:
-                    self._ready[chunk] = self._fetch_once(chunk, path, on_bytes)
-                    return
-                except ValueError as error:
-                    if number == _FETCH_TRIES:
-                        raise
-                    _log.info("%s; try %d of %d follows", error, number + 1, _FETCH_TRIES)
-                time.sleep(_FIRST_WAIT * 2 ** (number - 1))
-
-    def _fetch_once(self, chunk: int, path: str, on_bytes: Callable[[int], object] | None) -> str:
-        """Put the chunk in place, at `path` or beside it; gives where. ValueError if it does not fit the index."""
-        entry = self.index.chunks[chunk]
-        part = f"{path}.{os.getpid()}-{threading.get_ident()}.part"
-        try:
-            self.origin.fetch(entry.name, part, on_bytes)
-            size = os.stat(part).st_size
-            # The index gives a wholly compressed file's size before compression, which unpacking checks.
-            if self.index.compression != "chunk" and size < entry.n_bytes:
-                raise ValueError(f"{self.place(chunk)} has {size} bytes, its index says {entry.n_bytes}: it is cut off")
-            if unpack(part, part + _UNPACKED, leaves=self.index.leaves, n_bytes=entry.n_bytes):
-                whole, path, least = part + _UNPACKED, path + _UNPACKED, None
-            elif size < entry.n_bytes:
-                raise ValueError(f"{self.place(chunk)} is damaged: it is not compressed as its index says")
-            else:
-                whole, least = part, entry.n_bytes
-            fault = _fault(whole, entry, least)
-            if fault is not None:
-                raise ValueError(f"chunk {self.place(chunk)} {fault}")
-            os.replace(whole, path)
-            return path
-        finally:
-            for leftover in (part, part + _UNPACKED):
-                Path(leftover).unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def _only_one(self, chunk: int, path: str) -> Iterator[None]:
-        """Hold the chunk's lock against the threads of this process and the other processes on the cache."""
-        with self._guard:
-            lock = self._chunk_locks.setdefault((os.getpid(), chunk), threading.Lock())
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with lock, open(path + ".lock", "ab") as file:
-            # Some network file systems have no flock: two processes may then fetch twice, which the rename keeps safe.
-            with contextlib.suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX)
+    def _make(self, number: int, part: str, on_bytes: Callable[[int], object] | None) -> tuple[str, str]:
+        for attempt in range(1, _FETCH_TRIES + 1):
             try:
-                yield
-            finally:
-                # Whoever waits on the removed file finds the chunk in place, or fetches it beside another: both safe.
-                Path(path + ".lock").unlink(missing_ok=True)
-                with contextlib.suppress(OSError):
-                    fcntl.flock(file, fcntl.LOCK_UN)
+                return self._make_once(number, part, on_bytes)
+            except ValueError as error:
+                if attempt == _FETCH_TRIES:
+                    raise
+                _log.info("%s; try %d of %d follows", error, attempt + 1, _FETCH_TRIES)
+            remove_parts(part)
+            time.sleep(_FIRST_WAIT * 2 ** (attempt - 1))
+        raise AssertionError("the tries have an end")
 
-    def place(self, chunk: int) -> str:
+    def _make_once(self, number: int, part: str, on_bytes: Callable[[int], object] | None) -> tuple[str, str]:
+        """Fetch and unpack the chunk, as `_make`. ValueError if it is not as its index says."""
+        entry, path = self.index.chunks[number], self._target(number)
+        self.origin.fetch(entry.name, part, on_bytes)
+        size = os.stat(part).st_size
+        # The index gives a wholly compressed file's size before compression, which unpacking checks.
+        if self.index.compression != "chunk" and size < entry.n_bytes:
+            raise ValueError(f"{self.place(number)} has {size} bytes, its index says {entry.n_bytes}: it is cut off")
+        if unpack(part, part + UNPACKED, leaves=self.index.leaves, n_bytes=entry.n_bytes):
+            whole, path, least = part + UNPACKED, path + UNPACKED, None
+        elif size < entry.n_bytes:
+            raise ValueError(f"{self.place(number)} is damaged: it is not compressed as its index says")
+        else:
+            whole, least = part, entry.n_bytes
+        fault = _fault(whole, entry, least)
+        if fault is not None:
+            raise ValueError(f"chunk {self.place(number)} {fault}")
+        return whole, path
+
+    def place(self, number: int) -> str:
         """Where the chunk comes from, for people."""
-        return f"{self.origin.name.rstrip('/')}/{self.index.chunks[chunk].name}"
+        return f"{self.origin.name.rstrip('/')}/{self.index.chunks[number].name}"
 
     def close(self) -> None:
+        super().close()
         self.origin.close()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_chunk_locks": {}}
 
 
 def _first_item(origin: Origin, name: str) -> bytes:

@@ -16,7 +16,8 @@ import numpy as np
 
 from .header import is_image
 from .source import Kept, ProcessLock, ReadError, as_ids, check_field, map_file
-from .source_chunks import ChunkStore, LocalOrigin
+from .source_cache import CachedFiles
+from .source_chunks import ChunkStore, LocalOrigin, Origin
 from .source_fields import PickleRefusedError, declared_kind, decoder_of
 from .source_index import Index
 from .source_s3 import S3Origin
@@ -81,6 +82,8 @@ class LitDataSource:
         self._ends = np.cumsum([chunk.samples for chunk in self._index.chunks], dtype=np.int64)
         self._begins = np.concatenate(([0], self._ends[:-1]))
         self._opened: Kept[int, _Opened] = Kept()
+        # A map that stays would keep what it maps on the disk, whoever removes the file.
+        store.on_release = self._opened.drop
         self.fields: Mapping[str, str] = _Kinds(store)
         if store.is_ready(0):
             self._open(0)
@@ -161,17 +164,14 @@ class LitDataSource:
         positions = order.tolist()
         edges = [0, *(np.flatnonzero(np.diff(chunks)) + 1).tolist(), len(ids)]
         groups = chunks[edges[:-1]].tolist()
-        unknown = [chunk for chunk in groups if chunk not in self._opened]
-        if unknown:
-            # One that fails is met again, with its reason, when it is opened.
-            with contextlib.suppress(OSError, ValueError):
-                self._store.prefetch(unknown, progress=False)
-        opened = self._opened.get(groups, self._open)
+        limited = self._store.limit is not None
+        with self._store.held([chunk for chunk in groups if limited or chunk not in self._opened]):
+            opened = self._opened.get(groups, self._open)
         for chunk, one, a, b in zip(groups, opened, edges[:-1], edges[1:], strict=True):
             yield chunk, one, positions[a:b], numbers[a:b]
 
     def _open(self, chunk: int) -> _Opened:
-        data = map_file(self._store.path(chunk))
+        data = self._store.open(chunk, map_file)
         samples, place = self._index.chunks[chunk].samples, self._store.place(chunk)
         if len(data) < 4 * (samples + 2):
             raise ValueError(f"chunk {place} has {len(data)} bytes: too short for {samples} samples")
@@ -199,6 +199,11 @@ class LitDataSource:
             if self._store.is_ready(chunk):
                 place += f", path {self.values([sample_id], 'path')[0]!r}"
         return place
+
+    @property
+    def files(self) -> CachedFiles | None:
+        """The chunks as files that are fetched; None where they are read in place."""
+        return self._store if self._store.folder is not None else None
 
     @property
     def formats(self) -> Mapping[str, str]:
@@ -235,19 +240,22 @@ def open_litdata(
     storage_options: Mapping[str, Any] | None = None,
     allow_pickle: bool = False,
     in_place: bool = False,
+    max_cache_size: int | str | None = None,
 ) -> LitDataSource:
     """Open a LitData set in a folder or under an s3:// URL.
 
-    Chunks are kept in `cache_dir` (default: `source_chunks.default_cache_dir`), except where `in_place` reads a local
-    folder's own files; compressed ones are always unpacked into the cache. Raises FileNotFoundError, OSError or
-    ValueError if the set or its index is not there, not LitData's, encrypted, or shorter than it says.
+    Chunks are kept in `cache_dir` (default: `source_cache.default_cache_dir`), except where `in_place` reads a local
+    folder's own files; compressed ones are always unpacked into the cache. `max_cache_size`: as of SlipstreamDataset.
+    Raises FileNotFoundError, OSError or ValueError if the set or its index is not there, not LitData's, encrypted, or
+    shorter than it says.
     """
     place = os.fspath(place)
     if place.startswith("s3://"):
-        return LitDataSource(
-            ChunkStore(S3Origin(place, storage_options), cache_dir=cache_dir, in_place=False), allow_pickle=allow_pickle
-        )
-    if "://" in place:
+        origin: Origin = S3Origin(place, storage_options)
+        in_place = False
+    elif "://" in place:
         raise ValueError(f"{place.split('://')[0]}:// is not supported; allowed are s3:// and folders of this machine")
-    store = ChunkStore(LocalOrigin(place), cache_dir=cache_dir, in_place=in_place)
+    else:
+        origin = LocalOrigin(place)
+    store = ChunkStore(origin, cache_dir=cache_dir, in_place=in_place, max_cache_size=max_cache_size)
     return LitDataSource(store, allow_pickle=allow_pickle)

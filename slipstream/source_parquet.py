@@ -12,8 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
+from .daemon import in_threads
 from .source import Kept, ProcessLock
-from .source_shards import LocalShards, find_files, in_threads
+from .source_shards import LocalShards, find_files
 from .source_table import TableSource, one_schema
 
 EXTENSION = ".parquet"

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from .daemon import DaemonExecutor, interruptibly
 from .source import ProcessLock
+from .source_cache import DISK_FULL, StoppedError
 
 _CLIENT_OPTIONS = (
     "region_name",
@@ -36,6 +37,7 @@ _BODY_TRIES = 5
 _MISSING_TRIES = 3
 _FIRST_WAIT = 0.1
 _PATIENCE = 120.0
+_ONE_PART = 1 << 60
 
 T = TypeVar("T")
 
@@ -86,8 +88,9 @@ class S3Origin:
         from boto3.s3.transfer import OSUtils, S3Transfer, TransferConfig
         from s3transfer.manager import TransferManager
 
-        # Its own further attempts follow at once, without back-off.
-        config = TransferConfig(max_concurrency=4, num_download_attempts=1)
+        # Its own further attempts follow at once, without back-off. One stream a file, in this thread: several files
+        # come at a time as it is, with half the CPU time, and an interpreter that ends would wait for its threads.
+        config = TransferConfig(use_threads=False, multipart_threshold=_ONE_PART, num_download_attempts=1)
         key = self._prefix + name
 
         def fetch_once() -> None:
@@ -102,6 +105,8 @@ class S3Origin:
         for number in itertools.count(1):
             try:
                 return work()
+            except StoppedError:
+                raise
             except Exception as error:
                 failure, tries = self._explained(error, name), _tries(error)
             # Outside the clause, so that boto3's error, which may hold credentials, is not the context of ours.
@@ -144,6 +149,8 @@ class S3Origin:
         from botocore.exceptions import ClientError, NoCredentialsError, PartialCredentialsError
 
         error = getattr(error, "last_exception", None) or error
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            return OSError(error.errno, os.strerror(error.errno))  # of this machine's
         reason = self._masked(str(error) or type(error).__name__)
         where = f"{self.name}{name}"
         if isinstance(error, ClientError):

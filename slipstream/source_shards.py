@@ -1,34 +1,26 @@
 """The files of a set that is spread over shards: found by folder, glob or brace list, here or under an s3:// prefix.
 
-A shard in S3 is fetched whole when it is first needed: written beside its final name, checked and renamed, once for
-all processes that share the cache folder.
+A shard in S3 is fetched whole when it is first needed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import fnmatch
 import glob
 import hashlib
 import itertools
 import os
 import re
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from .daemon import in_threads
-from .progress import Bar
-from .source_chunks import default_cache_dir
+from .source_cache import CachedFiles
 from .source_s3 import S3Origin
 
 T = TypeVar("T")
 
-# Below this many shards no bar is shown: one new shard in a batch is no event.
-_BAR_FROM = 4
 _PACKED = re.compile(r"\.(tgz|tar\.(gz|bz2|xz|zst|lz4|Z))$", re.IGNORECASE)
 _RANGE = re.compile(r"(\d+)\.\.(\d+)$")
 
@@ -52,12 +44,20 @@ class Shards(Protocol):
         """The shard's file on this machine, fetched first if need be. Raises OSError, ValueError if it changed."""
         ...
 
+    def open(self, number: int, use: Callable[[str], T]) -> T:
+        """use(path), again if the file has gone before it was opened. Raises as `path` and `use` do."""
+        ...
+
     def place(self, number: int) -> str:
         """Where the shard comes from, for people."""
         ...
 
     def is_ready(self, number: int) -> bool:
         """Tell whether the shard can be mapped without a fetch."""
+        ...
+
+    def held(self, numbers: Sequence[int]) -> contextlib.AbstractContextManager[None]:
+        """Keep shards on this machine for the while, fetched if need be; what cannot be fetched is met by `open`."""
         ...
 
     def prefetch(self, numbers: Sequence[int], *, progress: bool) -> None:
@@ -80,11 +80,17 @@ class LocalShards:
             raise ValueError(f"{shard.name} has changed since the set was opened: open it again")
         return shard.name
 
+    def open(self, number: int, use: Callable[[str], T]) -> T:
+        return use(self.path(number))
+
     def place(self, number: int) -> str:
         return self.shards[number].name
 
     def is_ready(self, number: int) -> bool:
         return True
+
+    def held(self, numbers: Sequence[int]) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def prefetch(self, numbers: Sequence[int], *, progress: bool) -> None:
         pass
@@ -98,12 +104,14 @@ def _local_shard(path: str) -> Shard:
     return Shard(name=path, n_bytes=status.st_size, stamp=str(status.st_mtime_ns))
 
 
-class S3Shards:
+class S3Shards(CachedFiles):
     """The objects under an s3:// URL whose names end in `extension`, kept in the cache folder once fetched.
 
     The URL is a prefix, an object, or a glob or brace list in its last part. Raises FileNotFoundError where nothing
     matches, OSError if the store cannot be read, ValueError for compressed shards.
     """
+
+    noun = "shards"
 
     def __init__(
         self,
@@ -112,6 +120,7 @@ class S3Shards:
         *,
         cache_dir: str | os.PathLike[str] | None = None,
         storage_options: Mapping[str, Any] | None = None,
+        max_cache_size: int | str | None = None,
     ) -> None:
         self.name = url
         folder, _, last = url.rpartition("/")
@@ -121,61 +130,38 @@ class S3Shards:
         self._origin = _Bucket(url if patterns is None else folder, storage_options)
         self.shards = _matching(self._origin.list(), patterns, extension, url)
         home = hashlib.blake2b("\0".join((self._origin.name, self._origin.identity())).encode(), digest_size=16)
-        self._folder = os.path.join(cache_root(cache_dir), home.hexdigest())
+        sizes = [shard.n_bytes for shard in self.shards]
+        super().__init__(home.hexdigest(), sizes, cache_dir=cache_dir, max_cache_size=max_cache_size)
 
     def _target(self, number: int) -> str:
+        assert self.folder is not None
         shard = self.shards[number]
         mark = hashlib.blake2b(f"{shard.n_bytes}\0{shard.stamp}".encode(), digest_size=4).hexdigest()
-        return os.path.join(self._folder, f"{mark}-{shard.name}")
-
-    def path(self, number: int) -> str:
-        if not self.is_ready(number):
-            self._fetch(number)
-        return self._target(number)
+        return os.path.join(self.folder, f"{mark}-{shard.name}")
 
     def place(self, number: int) -> str:
         return self._origin.name + self.shards[number].name
 
-    def is_ready(self, number: int) -> bool:
+    def _find(self, number: int) -> str | None:
+        path = self._target(number)
         with contextlib.suppress(FileNotFoundError):
-            return os.stat(self._target(number)).st_size == self.shards[number].n_bytes
-        return False
+            if os.stat(path).st_size == self.shards[number].n_bytes:
+                return path
+        return None
 
-    def prefetch(self, numbers: Sequence[int], *, progress: bool) -> None:
-        missing = [number for number in dict.fromkeys(numbers) if not self.is_ready(number)]
-        total = sum(self.shards[number].n_bytes for number in missing)
-        shown = progress and len(missing) >= _BAR_FROM
-        lock = threading.Lock()
-        with Bar(
-            total=total, unit="B", unit_scale=True, desc=f"{len(missing)} shards", leave=False, disable=not shown
-        ) as bar:
-
-            def on_bytes(count: int) -> None:
-                with lock:
-                    bar.update(count)
-
-            for _ in in_threads(lambda number: self._fetch(number, on_bytes), missing):
-                pass
-
-    def _fetch(self, number: int, on_bytes: Callable[[int], object] | None = None) -> None:
-        shard, path = self.shards[number], self._target(number)
-        with only_one(path):
-            if self.is_ready(number):
-                return
-            part = f"{path}.{os.getpid()}-{threading.get_ident()}.part"
-            try:
-                self._origin.fetch(shard.name, part, on_bytes)
-                size = os.stat(part).st_size
-                if size != shard.n_bytes:
-                    raise ValueError(f"{self.place(number)} gave {size} bytes of {shard.n_bytes}")
-                # Written anew between the listing and now, it may be a mixture of two.
-                if self._origin.stamp(shard.name) != shard.stamp:
-                    raise ValueError(f"{self.place(number)} has changed since the set was opened: open it again")
-                os.replace(part, path)
-            finally:
-                Path(part).unlink(missing_ok=True)
+    def _make(self, number: int, part: str, on_bytes: Callable[[int], object] | None) -> tuple[str, str]:
+        shard = self.shards[number]
+        self._origin.fetch(shard.name, part, on_bytes)
+        size = os.stat(part).st_size
+        if size != shard.n_bytes:
+            raise ValueError(f"{self.place(number)} gave {size} bytes of {shard.n_bytes}")
+        # Written anew between the listing and now, it may be a mixture of two.
+        if self._origin.stamp(shard.name) != shard.stamp:
+            raise ValueError(f"{self.place(number)} has changed since the set was opened: open it again")
+        return part, self._target(number)
 
     def close(self) -> None:
+        super().close()
         self._origin.close()
 
 
@@ -295,26 +281,3 @@ def expand_braces(text: str) -> list[str]:
             continue
         return [before + option + rest for option in options for rest in after]
     return [text]
-
-
-def cache_root(cache_dir: str | os.PathLike[str] | None) -> str:
-    """The folder that fetched files and indexes are kept in: `cache_dir`, or default_cache_dir()."""
-    return os.path.abspath(os.path.expanduser(cache_dir)) if cache_dir is not None else default_cache_dir()
-
-
-@contextlib.contextmanager
-def only_one(path: str) -> Iterator[None]:
-    """Hold the lock of a file in the cache against other threads and processes; look again for the file inside."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path + ".lock", "ab") as file:
-        # Some network file systems have no flock: two may then do the work twice, which the rename keeps safe.
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            # Whoever waits on the removed file finds the work done, or does it beside another: both safe.
-            Path(path + ".lock").unlink(missing_ok=True)
-            # A child forked meanwhile shares the descriptor and would hold the lock on.
-            with contextlib.suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_UN)

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from .source import Kept, ReadError, as_ids, check_field, map_file
-from .source_shards import LocalShards, S3Shards, Shards, cache_root, find_files
+from .source_cache import CachedFiles, cache_root
+from .source_shards import LocalShards, S3Shards, Shards, find_files
 from .source_tar_index import BLOCK, TarIndex, index_shards, split_name
 
 EXTENSION = ".tar"
@@ -45,6 +46,10 @@ class TarSource:
         self.fields: Mapping[str, str] = {**kinds, _KEY: "str"}
         self._opened: Kept[int, np.ndarray] = Kept()
         self.scan_seconds = scan_seconds
+        self.files: CachedFiles | None = shards if isinstance(shards, CachedFiles) else None
+        if self.files is not None:
+            # A map that stays would keep what it maps on the disk, whoever removes the file.
+            self.files.on_release = self._opened.drop
 
     def __len__(self) -> int:
         return len(self._heads)
@@ -120,15 +125,12 @@ class TarSource:
         return values
 
     def _open_all(self, numbers: list[int]) -> dict[int, np.ndarray | OSError | ValueError]:
-        missing = [n for n in numbers if n not in self._opened and not self._shards.is_ready(n)]
-        if missing:
-            # One that fails is met again, with its reason, when it is opened.
-            with contextlib.suppress(OSError, ValueError):
-                self._shards.prefetch(missing, progress=False)
-        return dict(zip(numbers, self._opened.get(numbers, self._open), strict=True))
+        limited = self.files is not None and self.files.limit is not None
+        with self._shards.held([number for number in numbers if limited or number not in self._opened]):
+            return dict(zip(numbers, self._opened.get(numbers, self._open), strict=True))
 
     def _open(self, number: int) -> np.ndarray:
-        data = map_file(self._shards.path(number))
+        data = self._shards.open(number, map_file)
         if len(data) != self._shards.shards[number].n_bytes:
             raise ValueError(f"{self._shards.place(number)} has changed since the set was opened: open it again")
         return data
@@ -162,7 +164,7 @@ class TarSource:
         # A message is no reason to fetch a shard, nor to fail.
         with contextlib.suppress(Exception):
             if self._shards.is_ready(number):
-                data = self._opened.get([number], self._open)[0]
+                data = self._open_all([number])[number]
                 if not isinstance(data, Exception):
                     return f"{self._shards.place(number)} key {self._key(data, sample_id)!r}"
         return self._place(number, sample_id)
@@ -215,18 +217,22 @@ def open_tar(
     *,
     cache_dir: str | os.PathLike[str] | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    max_cache_size: int | str | None = None,
 ) -> TarSource:
     """Open WebDataset shards: a folder, a .tar, a glob or a brace list, on this machine or under s3://.
 
     Local tars are read in place; those in S3 are fetched whole into `cache_dir` (default:
-    `source_chunks.default_cache_dir`) when they are first needed, which making the index is. The index is kept there
-    too, so that only shards that are new or changed are scanned. Raises FileNotFoundError, OSError or ValueError,
-    naming the shard, for tars that are not there, compressed, cut off or damaged, or that hold a key twice.
+    `source_cache.default_cache_dir`) when they are first needed, which making the index is. The index is kept there
+    too, so that only shards that are new or changed are scanned. `max_cache_size`: as of SlipstreamDataset. Raises
+    FileNotFoundError, OSError or ValueError, naming the shard, for tars that are not there, compressed, cut off or
+    damaged, or that hold a key twice.
     """
     begin = time.monotonic()
     place = os.fspath(place)
     if place.startswith("s3://"):
-        shards: Shards = S3Shards(place, EXTENSION, cache_dir=cache_dir, storage_options=storage_options)
+        shards: Shards = S3Shards(
+            place, EXTENSION, cache_dir=cache_dir, storage_options=storage_options, max_cache_size=max_cache_size
+        )
     elif "://" in place:
         raise ValueError(f"{place.split('://')[0]}:// is not supported; allowed are s3:// and this machine's files")
     else:

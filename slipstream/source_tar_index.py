@@ -22,8 +22,10 @@ from typing import BinaryIO
 
 import numpy as np
 
+from .daemon import in_threads
 from .progress import Bar
-from .source_shards import Shards, in_threads, only_one
+from .source_locks import only_one, sweep
+from .source_shards import Shards
 
 BLOCK = tarfile.BLOCKSIZE
 _LAYOUT = b"slipstream tar index 1"
@@ -102,6 +104,7 @@ def index_shards(shards: Shards, folder: str) -> TarIndex:
     """
     marks = [_mark((shard.name, str(shard.n_bytes), shard.stamp)) for shard in shards.shards]
     whole = os.path.join(folder, _mark((shards.name, *marks)) + ".npz")
+    sweep(folder)
     with contextlib.ExitStack() as stack:
         keeps = True
         try:
@@ -118,7 +121,8 @@ def index_shards(shards: Shards, folder: str) -> TarIndex:
             path = os.path.join(folder, marks[number] + ".npz")
             found = _load(path)
             if found is None:
-                found = scan(shards.path(number), shards.place(number))
+                place = shards.place(number)
+                found = shards.open(number, lambda path: scan(path, place))
                 if keeps:
                     found.save(path)
             return found

@@ -28,6 +28,7 @@ from .crop import ImageSizeError
 from .dataset import SlipstreamDataset
 from .decode import DecodeError, Decoder
 from .device import to_device
+from .fetch_ahead import FetchAhead, fetch_ahead
 from .loading import Decoded, load_batch, sample_ids_of
 from .pipeline import Pipeline
 from .plan import Plan
@@ -111,7 +112,7 @@ class Drawn:
 
 
 class Work:
-    """One epoch's two threads and the channels between them."""
+    """One epoch's two threads and the channels between them; more threads where files are to be fetched."""
 
     def __init__(self, resources: Resources, sampler: Order, epoch: int, shares: Shares) -> None:
         if resources.work is not None:
@@ -120,12 +121,18 @@ class Work:
         self.stopped = False
         self._decoder = resources.decoder
         self._patience = _PATIENCE
+        self._ahead = fetch_ahead(
+            resources.dataset,
+            lambda step: sample_ids_of(resources, sampler, epoch, shares.positions(step)[0]),
+            len(shares),
+            progress=resources.verbose,
+        )
         self._decoded = Channel(1)
         self.batches = Channel(resources.prefetch)
         self._threads = [
             threading.Thread(
                 target=decode_batches,
-                args=(resources, self._decoded, sampler, epoch, shares),
+                args=(resources, self._decoded, sampler, epoch, shares, self._ahead),
                 name="slipstream-decode",
                 daemon=True,
             ),
@@ -150,6 +157,8 @@ class Work:
         self.stopped = True
         self._decoded.close()
         self.batches.close()
+        if self._ahead is not None:
+            self._ahead.stop()
         reading, planning = self._threads
         reading.join(self._patience)
         while reading.is_alive() and self._decoder.busy:
@@ -205,21 +214,17 @@ class Channel:
             self._changed.notify_all()
 
 
-def decode_batches(resources: Resources, out: Channel, sampler: Order, epoch: int, shares: Shares) -> None:
+def decode_batches(
+    resources: Resources, out: Channel, sampler: Order, epoch: int, shares: Shares, ahead: FetchAhead | None
+) -> None:
     # The first thread: ids, bytes, pixels. An error takes its batch's place.
-    prefetch = getattr(resources.dataset.source, "prefetch", None)
     for step in range(len(shares)):
         try:
             positions, valid = shares.positions(step)
-            if prefetch is not None:
-                last = min(step + 1 + resources.prefetch, len(shares))
-                ahead = np.concatenate([shares.positions(later)[0] for later in range(step, last)])
-                # What cannot be fetched is met again, and named, by the batch that reads it, not by one before.
-                with contextlib.suppress(OSError, ValueError):
-                    prefetch(sample_ids_of(resources, sampler, epoch, ahead), progress=resources.verbose)
             if out.closed:
                 return
-            made: Any = load_batch(resources, sampler, epoch, positions, valid)
+            with contextlib.nullcontext() if ahead is None else ahead.reading():
+                made: Any = load_batch(resources, sampler, epoch, positions, valid, ahead)
         except BaseException as error:  # whatever it is, the consumer waits for this batch
             if isinstance(error, (ReadError, DecodeError)):
                 resources.record.add("raise", error.failures)

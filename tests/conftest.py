@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -76,3 +77,22 @@ def decoder():
     decoder = make_decoder()
     yield decoder
     decoder.close()
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """A store that speaks S3, in this process; gives its endpoint."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def options(server: str) -> dict[str, str]:
+    """The `storage_options` of that store."""
+    from s3_store import KEYS
+
+    return {"endpoint_url": server, "region_name": "us-east-1", **KEYS}

@@ -24,7 +24,7 @@ from botocore.config import Config
 from faulty_proxy import FAULTS, FaultyProxy
 from litdata.streaming.writer import BinaryWriter
 from litdata.types import Text
-from moto.server import ThreadedMotoServer
+from s3_store import KEYS, bucket_in, upload
 
 from slipstream import source_chunks, source_s3
 from slipstream.dataset import SlipstreamDataset
@@ -37,7 +37,6 @@ URL = "s3://photos/val"
 COUNT = 30
 CHUNKS = [f"chunk-0-{number}.bin" for number in range(8)]
 BAD = "chunk-0-1.bin"
-KEYS = {"aws_access_key_id": "AKIAEXAMPLE", "aws_secret_access_key": "wJalrXUtnFEMI-very-secret"}
 READER = """
 import sys
 from slipstream.source_litdata import open_litdata
@@ -70,18 +69,11 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def store(folder):
+def store(server, folder):
     """A store that never fails, with the set in it; gives its endpoint."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    endpoint = "http://{}:{}".format(*server.get_host_and_port())
-    client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", **KEYS)
-    client.create_bucket(Bucket="photos")
-    for path in folder.iterdir():
-        client.upload_file(str(path), "photos", f"val/{path.name}")
-    client.close()
-    yield endpoint
-    server.stop()
+    with bucket_in(server, "photos") as client:
+        upload(client, folder, "photos", "val")
+        yield server
 
 
 @pytest.fixture(autouse=True)

@@ -8,22 +8,21 @@ import threading
 from collections import Counter
 from pathlib import Path
 
-import boto3
 import numpy as np
 import pytest
 from botocore import UNSIGNED
 from botocore.config import Config
 from litdata.streaming.writer import BinaryWriter
 from litdata.types import Text
-from moto.server import ThreadedMotoServer
 from PIL import Image
+from s3_store import KEYS, bucket_in, upload
 
 from slipstream.dataset import SlipstreamDataset
 from slipstream.source import ReadError
 from slipstream.source_litdata import open_litdata
 from slipstream.source_s3 import S3Origin
 
-SECRET = "wJalrXUtnFEMI-very-secret"
+SECRET = KEYS["aws_secret_access_key"]
 URL = "s3://photos/val"
 
 
@@ -41,45 +40,17 @@ def write(folder: Path, images: list[bytes]) -> None:
     writer.merge()
 
 
-@pytest.fixture(scope="module")
-def server():
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    yield "http://{}:{}".format(*server.get_host_and_port())
-    server.stop()
-
-
 @pytest.fixture
-def options(server):
-    return {
-        "endpoint_url": server,
-        "region_name": "us-east-1",
-        "aws_access_key_id": "AKIAEXAMPLE",
-        "aws_secret_access_key": SECRET,
-    }
-
-
-@pytest.fixture
-def bucket(options):
-    client = boto3.client("s3", **options)
-    client.create_bucket(Bucket="photos")
-    yield client
-    for item in client.list_objects_v2(Bucket="photos").get("Contents", []):
-        client.delete_object(Bucket="photos", Key=item["Key"])
-    client.delete_bucket(Bucket="photos")
-    client.close()
-
-
-def upload(client, folder: Path) -> None:
-    for path in folder.iterdir():
-        client.upload_file(str(path), "photos", f"val/{path.name}")
+def bucket(server):
+    with bucket_in(server, "photos") as client:
+        yield client
 
 
 @pytest.fixture
 def images(bucket, tmp_path):
     images = [jpeg(number) for number in range(30)]
     write(tmp_path / "set", images)
-    upload(bucket, tmp_path / "set")
+    upload(bucket, tmp_path / "set", "photos", "val")
     return images
 
 
@@ -182,7 +153,7 @@ def test_a_set_written_anew_meets_no_old_chunk(images, bucket, options, tmp_path
     newer = images[::-1]
     (tmp_path / "new").mkdir()
     write(tmp_path / "new", newer)
-    upload(bucket, tmp_path / "new")
+    upload(bucket, tmp_path / "new", "photos", "val")
     source = open_litdata(URL, cache_dir=tmp_path / "cache", storage_options=options)
     assert [view.tobytes() for view in source.read(range(30))] == newer
 

@@ -3,9 +3,8 @@ import pickle
 import threading
 from collections import Counter
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
+from s3_store import bucket_in, upload
 from tar_samples import jpeg, sample, write, write_set
 
 from slipstream.dataset import SlipstreamDataset
@@ -25,36 +24,12 @@ def shards(tmp_path):
     return write_set(tmp_path / "shards")
 
 
-@pytest.fixture(scope="module")
-def server():
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    yield "http://{}:{}".format(*server.get_host_and_port())
-    server.stop()
-
-
 @pytest.fixture
-def options(server):
-    return {
-        "endpoint_url": server,
-        "region_name": "us-east-1",
-        "aws_access_key_id": "AKIAEXAMPLE",
-        "aws_secret_access_key": "wJalrXUtnFEMI-very-secret",
-    }
-
-
-@pytest.fixture
-def bucket(options, shards):
-    client = boto3.client("s3", **options)
-    client.create_bucket(Bucket="shards")
-    for path in shards.iterdir():
-        client.upload_file(str(path), "shards", f"set/{path.name}")
-    client.put_object(Bucket="shards", Key="set/below/train-009.tar", Body=b"no part of the set")
-    yield client
-    for item in client.list_objects_v2(Bucket="shards").get("Contents", []):
-        client.delete_object(Bucket="shards", Key=item["Key"])
-    client.delete_bucket(Bucket="shards")
-    client.close()
+def bucket(server, shards):
+    with bucket_in(server, "shards") as client:
+        upload(client, shards, "shards", "set")
+        client.put_object(Bucket="shards", Key="set/below/train-009.tar", Body=b"no part of the set")
+        yield client
 
 
 def fetched(monkeypatch) -> Counter:

@@ -1,0 +1,276 @@
+"""Fetching the files that an epoch's steps read, ahead of who reads them.
+
+One thread walks the steps and holds their files, a few fetch what is missing. With a limit on the cache the walk goes
+as far as there is room, and gives back what is far ahead while another reader waits for room.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from .checks import byte_text
+from .daemon import PARALLEL
+from .dataset import SlipstreamDataset
+from .progress import Bar
+from .sampler_windowed import Order, WindowedSampler
+from .source_cache import BAR_FROM, CachedFiles, StoppedError
+
+STEPS = 1024
+# Files to come, beyond which the walk waits: enough that the threads never run dry.
+_TO_COME = 2 * PARALLEL
+_TICK = 0.1
+# A download is given up at its next block. One that stalls ends by itself, and nobody waits for it.
+_PATIENCE = 1.0
+
+
+class FetchAhead:
+    """Holds and fetches the files of steps 0, 1, ... ahead of their reader, who calls `reading` for each in turn.
+
+    numbers_of: step -> the numbers of its files. progress: a bar while there are several files to come. What cannot be
+    fetched is left to the reader, who meets the reason when the file is opened.
+    """
+
+    def __init__(
+        self, files: CachedFiles, numbers_of: Callable[[int], Sequence[int]], steps: int, *, progress: bool = False
+    ) -> None:
+        self._files, self._numbers_of, self._steps, self._progress = files, numbers_of, steps, progress
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._error: BaseException | None = None
+        self._read = 0
+        self._held: deque[Sequence[int]] = deque()  # of the steps from _read on
+        self._queue: deque[int] = deque()
+        self._coming: set[int] = set()  # in the queue, or being fetched
+        self._bar: Bar | None = None
+        self._try_again = 0.0
+        self._threads: list[threading.Thread] = []
+        self._start("slipstream-ahead", self._walk)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Wait for the files of the next step, and hold them for the while. Raises StoppedError once stopped."""
+        with self._changed:
+            self._wait_for(lambda: self._coming.isdisjoint(self._held[0]) if self._held else self._error)
+            if not self._held and self._error is not None:
+                raise self._error
+        try:
+            yield
+        finally:
+            with self._changed:
+                numbers = self._held.popleft() if self._held else ()
+                self._read += 1
+                self._changed.notify_all()
+            self._files.release(numbers)
+
+    @contextlib.contextmanager
+    def reading_also(self, numbers: Sequence[int]) -> Iterator[None]:
+        """Wait for other files, and hold them for the while. Raises StoppedError once stopped."""
+        missing = self._hold(numbers, wait=True)
+        try:
+            with self._changed:
+                self._fetch_soon(missing or (), first=True)
+                self._wait_for(lambda: self._coming.isdisjoint(numbers))
+            yield
+        finally:
+            self._files.release(numbers)
+
+    def stop(self) -> None:
+        """End the threads, and what they fetch, and let go of everything."""
+        with self._changed:
+            self._stopped = True
+            held, queue = [*self._held], [*self._queue]
+            self._held.clear()
+            self._queue.clear()
+            self._changed.notify_all()
+        self._let_go(held, queue)
+        limit = time.monotonic() + _PATIENCE
+        for thread in self._threads:
+            thread.join(max(limit - time.monotonic(), 0))
+        self._show()
+        self._numbers_of = _none  # it knows its reader
+
+    def _let_go(self, held: Sequence[Sequence[int]], queue: Sequence[int]) -> None:
+        # Not under our lock: a map that is dropped may wait for one that is being opened.
+        self._files.forgo(queue)
+        self._files.end_ahead()
+        for numbers in held:
+            self._files.release(numbers)
+
+    def _start(self, name: str, work: Callable[[], None]) -> None:
+        thread = threading.Thread(target=work, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _wait_for(self, condition: Callable[[], object]) -> None:
+        self._changed.wait_for(lambda: self._stopped or condition())
+        self._check()
+
+    def _check(self) -> None:
+        if self._stopped:
+            raise StoppedError
+
+    def _hold(self, numbers: Sequence[int], *, wait: bool) -> list[int] | None:
+        with self._changed:
+            coming = frozenset(self._coming)
+        return self._files.hold(numbers, coming=coming, ahead=True, wait=wait, check=self._check)
+
+    def _walk(self) -> None:
+        try:
+            while self._read + len(self._held) < self._steps or self._held:
+                self._walk_on()
+        except StoppedError:
+            pass
+        except BaseException as error:  # whatever it is, the reader waits for this step
+            with self._changed:
+                self._error = error
+                self._changed.notify_all()
+        finally:
+            self._files.end_ahead()
+
+    def _walk_on(self) -> None:
+        if self._files.limit is not None and len(self._held) > 0 and self._files.limit.is_asked():
+            self._give_back()
+            time.sleep(_TICK)
+            return
+        with self._changed:
+            self._check()
+            step, is_next = self._read + len(self._held), not self._held
+            if step == self._steps or len(self._held) >= STEPS or len(self._coming) >= _TO_COME:
+                self._changed.wait(None if self._files.limit is None else _TICK)
+                return
+            if not is_next and (pause := self._try_again - time.monotonic()) > 0:
+                self._changed.wait(pause)
+                return
+        numbers = self._numbers_of(step)
+        begin = time.monotonic()
+        missing = self._hold(numbers, wait=is_next)
+        if missing is None:
+            # In vain: with very many files the look for room is not for nothing.
+            self._try_again = time.monotonic() + max(_TICK, 10 * (time.monotonic() - begin))
+            return
+        with self._changed:
+            self._fetch_soon(missing)
+            if not self._stopped:
+                self._held.append(numbers)
+                return
+        self._files.release(numbers)
+
+    def _give_back(self) -> None:
+        # All but the step that is being read or waited for.
+        with self._changed:
+            held = [self._held.pop() for _ in range(len(self._held) - 1)]
+            wanted = {*self._held[0]} if self._held else set()
+            dropped = [number for number in self._queue if number not in wanted]
+            self._queue = deque(number for number in self._queue if number in wanted)
+            self._coming.difference_update(dropped)
+        self._let_go(held, dropped)
+
+    def _fetch_soon(self, numbers: Sequence[int], *, first: bool = False) -> None:
+        if self._stopped:
+            self._files.forgo(numbers)
+            return
+        if first:
+            self._queue.extendleft(numbers)
+        else:
+            self._queue.extend(numbers)
+        self._coming.update(numbers)
+        while len(self._threads) <= min(PARALLEL, len(self._coming)):  # the walk is one of them
+            self._start("slipstream-fetch", self._fetch)
+        self._changed.notify_all()
+
+    def _fetch(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopped or self._queue)
+                if self._stopped:
+                    return
+                number = self._queue.popleft()
+            try:
+                self._files.fetch(number, self._on_bytes, has_room=True)
+            except StoppedError:
+                return
+            except Exception as error:  # whatever it is, who opens the file meets it
+                self._files.remember(number, error)
+            with self._changed:
+                self._coming.discard(number)
+                self._changed.notify_all()
+
+    def _on_bytes(self, count: int) -> None:
+        self._check()
+        if self._progress and count:
+            with self._changed:
+                self._show(count)
+
+    def _show(self, count: int = 0) -> None:
+        if self._bar is None and len(self._coming) >= BAR_FROM and not self._stopped:
+            self._bar = Bar(unit="B", unit_scale=True, desc=f"fetching {self._files.noun}", leave=False)
+        if self._bar is not None:
+            self._bar.update(count)
+            if self._stopped or len(self._coming) < BAR_FROM:
+                self._bar.close()
+                self._bar = None
+
+
+def _none(_: int) -> Sequence[int]:
+    return ()
+
+
+def fetch_ahead(
+    dataset: SlipstreamDataset, ids_of: Callable[[int], np.ndarray], steps: int, *, progress: bool
+) -> FetchAhead | None:
+    """What fetches the files of the samples ids_of(step), step by step; None for a source that fetches none."""
+    files = files_of(dataset)
+    if files is None:
+        return None
+    return FetchAhead(files, lambda step: numbers_of(dataset, ids_of(step)), steps, progress=progress)
+
+
+def files_of(dataset: SlipstreamDataset) -> CachedFiles | None:
+    """The files that a dataset's source fetches; None if it fetches none."""
+    files = getattr(dataset.source, "files", None)
+    return files if isinstance(files, CachedFiles) else None
+
+
+def numbers_of(dataset: SlipstreamDataset, ids: np.ndarray) -> list[int]:
+    """The files that hold these samples, in the order of their first."""
+    ends: Any = dataset.source.chunk_ends  # pyright: ignore[reportAttributeAccessIssue]
+    return list(dict.fromkeys(np.searchsorted(ends, ids, side="right").tolist()))
+
+
+def check_fits(dataset: SlipstreamDataset, order: Order, world_size: int) -> None:
+    """Raise ValueError, saying what would do, for an order that would fetch files again and again under the limit."""
+    files = files_of(dataset)
+    if files is None or files.limit is None:
+        return
+    most, numbers = files.limit.max_bytes, range(len(files.sizes))
+    total = sum(
+        files.sizes[number]
+        for number in (numbers if dataset.sample_ids is None else numbers_of(dataset, dataset.sample_ids))
+    )
+    if total <= most:
+        return
+    if isinstance(order, WindowedSampler):
+        # Of this machine's ranks, as torchrun tells them.
+        ranks = min(int(os.environ.get("LOCAL_WORLD_SIZE") or 1), world_size)
+        lanes = min(-(-order.lanes // world_size) * ranks, order.lanes)
+        lane = (order.window + 1) * total // len(numbers)
+        if lanes * lane > most:
+            fewer = most // lane * world_size // ranks
+            advice = f', or fewer lanes: shuffle="windowed:{1 << fewer.bit_length() - 1}"' if fewer else ""
+            raise ValueError(
+                f"max_cache_size is {byte_text(most)}, and {lanes} lanes of {order.window + 1} {files.noun} that are "
+                f"read at a time take {byte_text(lanes * lane)}: give {lanes * lane} bytes or more{advice}"
+            )
+    elif order.shuffle:
+        raise ValueError(
+            f"shuffle=True reads samples from all of {byte_text(total)}, and max_cache_size is {byte_text(most)}: "
+            f'nearly each sample would fetch a file of its own; use shuffle="windowed", or give {total} bytes or more'
+        )
