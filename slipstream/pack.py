@@ -68,6 +68,8 @@ def pack(
     rank: int | None = None,
     world_size: int | None = None,
     format: str = "same",
+    short_side: int | None = None,
+    apply_exif: bool = False,
     field: str | None = None,
     exclude_fields: Sequence[str] = (),
     on_error: str = "raise",
@@ -77,9 +79,13 @@ def pack(
 
     src: whatever SlipstreamDataset takes, or one (with its storage_options or indices). A set in LitData's format keeps
     its leaves as they are; other sources keep their fields: images and bytes as they are, numbers, bools, text, arrays
-    and JSON, which a column of a table with missing values becomes. `exclude_fields` leaves fields out. format: how the
-    images of `field` (default: the only image field) are stored, one of `pack_format.FORMATS`. chunk_bytes: the size of
-    a chunk file, which only a single larger sample exceeds.
+    and JSON, which a column of a table with missing values becomes. `exclude_fields` leaves fields out. chunk_bytes:
+    the size of a chunk file, which only a single larger sample exceeds.
+
+    format: how the images of `field` (default: the only image field) are stored: "same", as they are, or "yuv420",
+    decoded, as planes that crops are cut from (yuv420.py); short_side: resized to it by Pillow's Lanczos filter, where
+    they are larger; apply_exif: turned as their EXIF orientation says, which such images do not keep. An image of more
+    than the dataset's max_pixels is a bad sample.
 
     The files depend on nothing but `src` and these arguments. `dst` is empty or new, or holds what an interrupted call
     with the same source and arguments left: finished blocks are kept. It has an index.json, and so is a set, only once
@@ -100,7 +106,6 @@ def pack(
         num_workers = min(_MAX_THREADS, len(os.sched_getaffinity(0)))
     num_workers = checks.whole("num_workers", num_workers, 1)
     limit = _byte_count(chunk_bytes)
-    encode = image_encoder(format)
     found = choose_ranks(rank, world_size)
     if rank is None and found == (0, 1):
         found = slurm_ranks() or found
@@ -108,6 +113,8 @@ def pack(
     _check_apart(src, folder.path)
     dataset = src if isinstance(src, SlipstreamDataset) else SlipstreamDataset(src)
     try:
+        max_pixels = dataset.max_pixels
+        encode = image_encoder(format, short_side=short_side, apply_exif=apply_exif, max_pixels=max_pixels)
         layout = Layout(dataset, encode=encode, field=field, exclude_fields=exclude_fields)
         settings = {
             "samples": len(layout),
@@ -115,6 +122,8 @@ def pack(
             "fields": [[leaf.field, leaf.data_format] for leaf in layout.leaves],
             "chunk_bytes": limit,
             "format": format,
+            "short_side": short_side,
+            "apply_exif": apply_exif or None,
             "field": field,
         }
         folder.begin(settings, lambda: _count_blocks(layout, limit, skips=skips, num_workers=num_workers))

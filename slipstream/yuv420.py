@@ -116,11 +116,12 @@ def encode_image(
     the image itself. A smaller one stays as it is. `apply_exif` turns the image as its EXIF orientation says, which is
     not stored. Raises what decode_image raises.
     """
-    pixels = decode_image(data, max_pixels=max_pixels, apply_exif=apply_exif)
-    if short_side is None or min(pixels.shape[:2]) <= short_side:
-        if is_yuv420(data):
+    if is_yuv420(data):
+        size = stored_size(data, max_pixels=max_pixels)
+        if short_side is None or min(size) <= short_side:
             return bytes(data)
-    else:
+    pixels = decode_image(data, max_pixels=max_pixels, apply_exif=apply_exif)
+    if short_side is not None and min(pixels.shape[:2]) > short_side:
         height, width = resized_sizes(np.array([pixels.shape[:2]]), short_side)[0].tolist()
         pixels = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
     return encode(pixels)
