@@ -10,11 +10,11 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from . import checks
+from .daemon import in_threads
 from .dataset import SlipstreamDataset
 from .pack_chunks import ChunkCutter
 from .pack_fields import Failure, Layout
@@ -172,13 +172,13 @@ class _Work:
 
     def _pack_all(self, blocks: list[int], num_workers: int, bar: Any) -> None:
         waiting = iter(blocks)
-        # Threads: files are read and written, and images decoded and resized, without Python's lock.
-        with ThreadPoolExecutor(max(min(num_workers, len(blocks)), 1), "slipstream-pack") as pool:
-            try:
-                for done in [pool.submit(self._pack_some, waiting, bar) for _ in range(num_workers)]:
-                    done.result()
-            finally:
-                self._stop.set()
+        threads = min(num_workers, len(blocks))
+        try:
+            # Threads: files are read and written, and images decoded and resized, without Python's lock.
+            for _ in in_threads(lambda _: self._pack_some(waiting, bar), range(threads), threads):
+                pass
+        finally:
+            self._stop.set()
 
     def _pack_some(self, waiting: Iterator[int], bar: Any) -> None:
         try:
@@ -252,10 +252,9 @@ def _count_blocks(layout: Layout, limit: int, *, skips: bool, num_workers: int) 
     firsts = [place * length // _PLACES for place in range(_PLACES)]
     runs = [range(first, min(first + _RUN, stop)) for first, stop in zip(firsts, [*firsts[1:], length], strict=True)]
     sizes, failures = [], []
-    with ThreadPoolExecutor(num_workers, "slipstream-pack") as pool:
-        for items, failed in pool.map(layout.items, runs):
-            sizes += [sum(map(len, item)) for item in items]
-            failures += failed
+    for items, failed in in_threads(layout.items, runs, num_workers):
+        sizes += [sum(map(len, item)) for item in items]
+        failures += failed
     if failures and not (skips and sizes):
         # Where all fail it is not the samples, but a field that cannot be stored.
         raise ReadError(failures[:_RUN])
