@@ -21,7 +21,7 @@ import torch
 from slipstream_kernels.ragged import RaggedBatch
 
 from .decode_check import Checked, DecodeCheck
-from .decode_dali import DALI_FORMATS, DaliPipeline
+from .decode_dali import DaliPipeline, takes
 from .decode_parse import dali_can_parse
 from .decode_pillow import TRUNCATED, check_size, decode_with_pillow
 from .decode_rows import Rows
@@ -243,8 +243,6 @@ class Decoder:
     ) -> tuple[list[int], list[int], dict[int, tuple[int, int]]]:
         """Which rows DALI takes, which are decoded alone and which are stored YUV (with their sizes), by their headers;
         the rest is refused: into `reasons`."""
-        from .jpeg_scan import is_in_order  # imports Numba
-
         known: list[int] = []
         alone: list[int] = []
         stored: dict[int, tuple[int, int]] = {}
@@ -265,11 +263,10 @@ class Decoder:
             except ValueError as error:
                 reasons[row] = str(error)
                 continue
-            in_order = header.format in DALI_FORMATS and (header.format != "jpeg" or is_in_order(data))
-            if not in_order or not dali_can_parse(data):
-                alone.append(row)
-            else:
+            if takes(header, data) and dali_can_parse(data):
                 known.append(row)
+            else:
+                alone.append(row)
         return known, alone, stored
 
     def _decode_each_alone(
