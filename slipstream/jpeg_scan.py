@@ -50,7 +50,7 @@ def _next_marker(data: np.ndarray, at: np.uintp) -> np.intp:
 
 
 @numba.njit(types.boolean(_READ_ONLY), nogil=True, cache=True)
-def _is_in_order(data: np.ndarray) -> bool:
+def _is_in_order(data: np.ndarray) -> bool | np.bool_:
     end = data.shape[0]
     components = coded = 0
     sequential = False
