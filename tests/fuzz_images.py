@@ -10,6 +10,7 @@ from conftest import SHARED
 from decode_samples import encode, make_decoder, picture, pixels
 from fuzz_mutations import mutate
 
+from slipstream import yuv420
 from slipstream.decode import DecodeError
 from slipstream.decode_pillow import decode_with_pillow
 from slipstream.header import HeaderError, is_image, read_header, read_jpeg_frame
@@ -55,7 +56,8 @@ def seeds() -> list[bytes]:
         made.append(encode(picture(40, (50, 37)).convert(mode), format, **options))
     photos = sorted((SHARED / "photos").rglob("*.jp*g"), key=lambda path: path.stat().st_size)
     made += [np.fromfile(path, np.uint8) for path in photos[:60:10] if path.stat().st_size < PHOTO_BYTES]
-    return [data.tobytes() for data in made]
+    stored = [yuv420.encode(np.asarray(picture(50, size))) for size in ((40, 30), (33, 21))]
+    return [data.tobytes() for data in made] + stored
 
 
 class Images:
@@ -110,6 +112,8 @@ class Images:
 
 def by_pillow(data: np.ndarray, truncated: str) -> np.ndarray | None:
     try:
+        if yuv420.is_yuv420(data):  # there is no half of one
+            return yuv420.decode(data, max_pixels=MAX_PIXELS)
         return decode_with_pillow(data, max_pixels=MAX_PIXELS, truncated=truncated)
     except Exception:
         return None
