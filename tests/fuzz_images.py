@@ -12,7 +12,7 @@ from fuzz_mutations import mutate
 
 from slipstream import yuv420
 from slipstream.decode import DecodeError
-from slipstream.decode_pillow import decode_with_pillow
+from slipstream.decode_pillow import check_size, decode_with_pillow
 from slipstream.header import HeaderError, is_image, read_header, read_jpeg_frame
 from slipstream.jpeg_scan import is_in_order
 
@@ -114,6 +114,9 @@ def by_pillow(data: np.ndarray, truncated: str) -> np.ndarray | None:
     try:
         if yuv420.is_yuv420(data):  # there is no half of one
             return yuv420.decode(data, max_pixels=MAX_PIXELS)
+        with contextlib.suppress(HeaderError):  # ours sees what JPEG 2000's code stream says, Pillow the box around it
+            header = read_header(data)
+            check_size(header.format, header.height, header.width, len(data), MAX_PIXELS)
         return decode_with_pillow(data, max_pixels=MAX_PIXELS, truncated=truncated)
     except Exception:
         return None
