@@ -157,8 +157,10 @@ def test_bad_samples_follow_the_policy(policy: str) -> None:
 
 
 def test_without_a_pipeline_images_are_rgb() -> None:
-    images = [image for batch in crops_of(make(ENCODED, pipelines={})) for image in batch["image"]]
-    assert_equal([image.permute(1, 2, 0).numpy() for image in images], DECODED)
+    for files in (ENCODED, [png(DECODED[0]), *ENCODED[1:]]):
+        for options in ({}, {"batch_size": 1, "num_threads": 3}):
+            images = [image for batch in crops_of(make(files, pipelines={}, **options)) for image in batch["image"]]
+            assert_equal([image.permute(1, 2, 0).numpy() for image in images], DECODED)
 
 
 def test_a_dataset_decodes_them() -> None:
