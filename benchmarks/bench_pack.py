@@ -74,7 +74,11 @@ def binary_writer(source: FolderSource, dst: Path, threads: int) -> None:
 def _read_ahead(source: FolderSource, threads: int) -> Iterator[list[dict[str, Any]]]:
     def read(first: int) -> list[dict[str, Any]]:
         ids = range(first, min(first + _BLOCK, len(source)))
-        columns = {field: source.values(ids, field) for field in source.fields}
+        columns = {field: source.values(ids, field) for field in source.fields if field != "image"}
+        # Of files as they are, through maps, as the folder gave their bytes then.
+        mapped = type(source) is FolderSource
+        images = [view.tobytes() for view in source.read(ids)] if mapped else source.values(ids, "image")
+        columns = {"image": images, **columns}
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     with ThreadPoolExecutor(threads) as pool:

@@ -128,11 +128,11 @@ class SlipstreamDataset(torch.utils.data.Dataset):
 
     def _decode(self, sample_id: int, field: str) -> torch.Tensor:
         from .decode import DecodeError
-        from .decode_pillow import decode_with_pillow
+        from .yuv420 import decode_image
 
         data = self.source.read([sample_id], field)[0]
         try:
-            return torch.from_numpy(decode_with_pillow(data, max_pixels=self.max_pixels).transpose(2, 0, 1).copy())
+            return torch.from_numpy(decode_image(data, max_pixels=self.max_pixels).transpose(2, 0, 1).copy())
         except Exception as error:
             raise DecodeError([(sample_id, self.source.describe(sample_id), str(error))]) from error
 

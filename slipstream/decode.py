@@ -1,8 +1,9 @@
-"""Encoded images to a ragged batch of RGB pixels, on the GPU or the CPU.
+"""Encoded images to a ragged batch of pixels, on the GPU or the CPU.
 
 One bad sample fails DALI's whole batch, and its message does not say which one. So sizes are read from the headers
 before any decoder sees the bytes, and after a failed batch every sample is decoded alone: by DALI, then by Pillow.
-JPEGs whose markers are not in order go to Pillow at once: DALI mends some that Pillow refuses.
+JPEGs whose markers are not in order go to Pillow at once: DALI mends some that Pillow refuses. Images that yuv420.py
+stored are not decoded at all.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ import torch
 from slipstream_kernels.ragged import RaggedBatch
 
 from .decode_check import Checked, DecodeCheck
-from .decode_dali import DALI_FORMATS, DaliPipeline
+from .decode_dali import DaliPipeline, takes
 from .decode_parse import dali_can_parse
 from .decode_pillow import TRUNCATED, check_size, decode_with_pillow
 from .decode_rows import Rows
 from .header import HeaderError, read_header
+from .yuv420 import is_yuv420, stored_size
 
 _log = logging.getLogger("slipstream")
 
@@ -45,13 +47,14 @@ class DecodeError(RuntimeError):
 
 
 class Decoder:
-    """Decodes batches of encoded images into ragged batches of RGB pixels with DALI.
+    """Decodes batches of encoded images into ragged batches of RGB pixels with DALI; stored YUV stays as it is.
 
     `device` is where the pixels go. `max_batch` is the most images in a call, `num_threads` the number of DALI's CPU
     threads. An image whose header says more than `max_pixels` pixels is refused before any decoder sees it.
     `apply_exif` turns images as their EXIF orientation says; without it pixels come as stored, as torchvision loads
-    them. `truncated` is what becomes of a damaged image that Pillow can decode in part: "fail", or "grey" for the rest.
-    `verify` compares one sample in 256, and what looks unwritten, with the CPU's pixels; None does so on a GPU.
+    them, and stored YUV always. `truncated` is what becomes of a damaged image that Pillow can decode in part: "fail",
+    or "grey" for the rest. `verify` compares one sample in 256, and what looks unwritten, with the CPU's pixels; None
+    does so on a GPU.
 
     Calls release the GIL while DALI works, and one call runs at a time. A forked child must make its own Decoder: use
     of the parent's raises RuntimeError. Raises ValueError for an argument out of range.
@@ -108,7 +111,8 @@ class Decoder:
         A sample's pixels do not depend on its neighbours' being good or bad. Into `partial` goes, by row of the batch,
         why an image is there only in part (`truncated="grey"`).
 
-        On the CPU the pixels are there on return, and live as long as the batch's `owners`.
+        On the CPU the pixels are there on return, and live as long as the batch's `owners`; those of stored YUV are
+        `encoded` itself. On a GPU all stored YUV of a batch goes there in one copy.
         On the GPU the call returns when the host's part is done: make the stream that reads the pixels wait for the
         event `ready`, and keep `owners` until an event recorded on that stream after the last kernel that reads them
         has passed. Only then drop them: DALI frees and reuses the memory in the order of its own streams, which know
@@ -206,8 +210,10 @@ class Decoder:
     ) -> tuple[RaggedBatch | None, dict[int, str], list[int]]:
         reasons: dict[int, str] = {}
         table = Rows(len(encoded), self._device, self._stream)
-        known, alone = self._sort(encoded, reasons)
+        known, alone, stored = self._sort(encoded, reasons)
         failure = ""
+        if stored:
+            table.put_stored(list(stored), [encoded[row] for row in stored], list(stored.values()))
         if known:
             self._pipeline.build()  # outside: that a new pipeline cannot be made is no image's fault
             try:
@@ -232,13 +238,21 @@ class Decoder:
             table.put_array(row, stand_in)
         return table.batch(), reasons, table.on_device
 
-    def _sort(self, encoded: Sequence[np.ndarray], reasons: dict[int, str]) -> tuple[list[int], list[int]]:
-        """Which rows DALI takes and which are decoded alone, by their headers; the rest is refused: into `reasons`."""
-        from .jpeg_scan import is_in_order  # imports Numba
-
+    def _sort(
+        self, encoded: Sequence[np.ndarray], reasons: dict[int, str]
+    ) -> tuple[list[int], list[int], dict[int, tuple[int, int]]]:
+        """Which rows DALI takes, which are decoded alone and which are stored YUV (with their sizes), by their headers;
+        the rest is refused: into `reasons`."""
         known: list[int] = []
         alone: list[int] = []
+        stored: dict[int, tuple[int, int]] = {}
         for row, data in enumerate(encoded):
+            if is_yuv420(data):
+                try:
+                    stored[row] = stored_size(data, max_pixels=self._max_pixels)
+                except ValueError as error:
+                    reasons[row] = str(error)
+                continue
             try:
                 header = read_header(data)
             except HeaderError:
@@ -249,12 +263,11 @@ class Decoder:
             except ValueError as error:
                 reasons[row] = str(error)
                 continue
-            in_order = header.format in DALI_FORMATS and (header.format != "jpeg" or is_in_order(data))
-            if not in_order or not dali_can_parse(data):
-                alone.append(row)
-            else:
+            if takes(header, data) and dali_can_parse(data):
                 known.append(row)
-        return known, alone
+            else:
+                alone.append(row)
+        return known, alone, stored
 
     def _decode_each_alone(
         self,

@@ -8,15 +8,45 @@ from typing import Any
 import numpy as np
 import torch
 
-# DALI also takes BMP, TIFF and PNM, but not rightly: BMPs that lack their last bytes and two-channel and float TIFFs
-# come out as wrong pixels without an error, PNM values are not scaled when their maximum is not 255, and a TIFF's
-# orientation is not what Pillow makes of it.
-DALI_FORMATS = frozenset({"jpeg", "png", "webp", "jpeg2000"})
+from .header import Header
+
+# Of one picture with profile, alpha and metadata; more belong to an animation.
+_MAX_WEBP_CHUNKS = 16
 # The share of a batch's baseline JPEGs that goes to the GPU's JPEG engines, where it has any; the rest goes to CUDA.
 _HW_DECODER_LOAD = 0.65
 
 # Pipelines inherited through a fork: their threads do not exist in the child, and ending them would wait for ever.
 _inherited: list[Any] = []
+
+
+def takes(header: Header, data: np.ndarray) -> bool:
+    """Tell whether DALI gets an image (uint8 [n_bytes] with this header): where it does what Pillow does.
+
+    Not for JPEG 2000: there are damaged files that end the process. BMPs that lack their last bytes and two-channel and
+    float TIFFs come out as wrong pixels without an error, PNM values are not scaled when their maximum is not 255, and
+    a TIFF's orientation is not what Pillow makes of it. It mends JPEGs and WebPs that Pillow refuses.
+    """
+    if header.format == "jpeg":
+        from .jpeg_scan import is_in_order  # imports Numba
+
+        return is_in_order(data)
+    if header.format == "webp":
+        return _is_whole_webp(data)
+    return header.format == "png"
+
+
+def _is_whole_webp(data: np.ndarray) -> bool:
+    # Whether its chunks fill the file, which says how long it is.
+    view = data.data
+    if int.from_bytes(view[4:8], "little") + 8 != len(view):
+        return False
+    at = 12
+    for _ in range(_MAX_WEBP_CHUNKS):
+        if at >= len(view):
+            break
+        size = int.from_bytes(view[at + 4 : at + 8], "little")
+        at += 8 + size + (size & 1)
+    return at == len(view)
 
 
 class DaliPipeline:

@@ -17,7 +17,6 @@ import torch
 from . import __version__
 from .crop import MultiRandomResizedCrop
 from .dataset import SlipstreamDataset
-from .decode_pillow import decode_with_pillow
 from .loader import SlipstreamLoader
 from .pack import pack
 from .plot import plot_crops
@@ -25,6 +24,7 @@ from .sampler import Sampler
 from .source import Source
 from .stage import MultiCropPipeline, Normalize
 from .stage_flip import RandomHorizontalFlip
+from .yuv420 import decode_image
 
 # Each distribution's photographs, by their place in its package; those that are no JPEG are encoded as one.
 PHOTOGRAPHS = {
@@ -208,7 +208,7 @@ def _write_sheet(batch: Mapping[str, Any], source: Source, field: str, out: Path
     encoded = source.read(batch["_indices"].numpy()[shown], field)
     figure = plot_crops(
         {name: values[shown] for name, values in batch.items()},
-        sources=[torch.from_numpy(decode_with_pillow(data)).permute(2, 0, 1) for data in encoded],
+        sources=[torch.from_numpy(decode_image(data)).permute(2, 0, 1) for data in encoded],
         samples=len(shown),
         title="Each box on a source is the crop of its colour below",
     )

@@ -50,9 +50,10 @@ def _next_marker(data: np.ndarray, at: np.uintp) -> np.intp:
 
 
 @numba.njit(types.boolean(_READ_ONLY), nogil=True, cache=True)
-def _is_in_order(data: np.ndarray) -> bool:
+def _is_in_order(data: np.ndarray) -> bool | np.bool_:
     end = data.shape[0]
-    frames = scans = 0
+    components = coded = 0
+    sequential = False
     at = 2
     while at + 1 < end:
         if data[at] != 255:
@@ -62,19 +63,22 @@ def _is_in_order(data: np.ndarray) -> bool:
             at += 1
             continue
         if marker == _EOI:
-            return scans > 0
-        if at + 4 > end:
+            return coded == components if sequential else coded > 0
+        if at + 4 > end or (sequential and coded == components):
             return False
         length = (np.intp(data[at + 2]) << 8) | np.intp(data[at + 3])
         if length < 2 or at + 2 + length > end:
             return False
         if _BASELINE <= marker <= _PROGRESSIVE:
-            frames += 1
-            if frames > 1 or length < 8 or data[at + 4] != 8 or (data[at + 9] != 1 and data[at + 9] != 3):
+            if components or length < 8 or data[at + 4] != 8 or (data[at + 9] != 1 and data[at + 9] != 3):
                 return False
+            components = np.intp(data[at + 9])
+            sequential = marker != _PROGRESSIVE
         elif marker == _SOS:
-            scans += 1
-            if frames == 0:
+            if components == 0 or length < 3:
+                return False
+            coded += np.intp(data[at + 4])  # in a sequential frame each is coded once, and then nothing may follow
+            if coded == 0 or (sequential and coded > components):
                 return False
         # tables (DHT, DQT, DRI), APPn and comments
         elif not (marker == 0xC4 or marker == 0xDB or marker == 0xDD or 0xE0 <= marker <= 0xEF or marker == 0xFE):

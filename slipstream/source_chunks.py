@@ -124,7 +124,8 @@ class ChunkStore(CachedFiles):
         if self.index.compression is not None:
             return False
         chunk = self.index.chunks[0]
-        head, tail = (self.origin.read(chunk.name, *ends) for ends in ((0, 12), (chunk.n_bytes - 8, chunk.n_bytes)))
+        head = self.origin.read(chunk.name, 0, 12)
+        tail = self.origin.read(chunk.name, max(0, chunk.n_bytes - 8), chunk.n_bytes)
         return not has_rows_only(head, tail)
 
     def _target(self, number: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,8 +62,12 @@ def parse_index(text: str | bytes, place: str) -> Index:
         )
     if not index["chunks"]:
         raise ValueError(f"{place} lists no chunks: the set is empty")
+    chunks = tuple(_chunk(entry, place) for entry in index["chunks"])
+    twice = [name for name, count in Counter(chunk.name for chunk in chunks).items() if count > 1]
+    if twice:
+        raise ValueError(f"{place} lists the chunk {twice[0]!r} more than once: its samples would come under two ids")
     return Index(
-        chunks=tuple(_chunk(entry, place) for entry in index["chunks"]),
+        chunks=chunks,
         leaves=_leaves(config, place),
         spec=config.get("data_spec") or None,
         compression=_compression(config, place),
@@ -75,9 +80,11 @@ def _chunk(entry: Any, place: str) -> Chunk:
     name, samples, n_bytes = entry.get("filename"), entry.get("chunk_size"), entry.get("chunk_bytes")
     if not isinstance(name, str) or name in ("", ".", "..") or any(c in name for c in "/\\\0"):
         raise ValueError(f"{place}: chunk filename {name!r} must be a plain file name inside the set's own folder")
-    for key, value in (("chunk_size", samples), ("chunk_bytes", n_bytes)):
-        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-            raise ValueError(f"{place}: {key} of chunk {name!r} is {value!r}; it must be a whole number > 0")
+    # A chunk counts its samples in 32 bits.
+    for key, value, bits in (("chunk_size", samples, 32), ("chunk_bytes", n_bytes, 63)):
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**bits:
+            allowed = f"a whole number > 0 and < 2**{bits}"
+            raise ValueError(f"{place}: {key} of chunk {name!r} is {value!r}; it must be {allowed}")
     return Chunk(name=name, samples=samples, n_bytes=n_bytes)  # pyright: ignore[reportArgumentType]
 
 

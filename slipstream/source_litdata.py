@@ -101,7 +101,7 @@ class LitDataSource:
         check_field(field, self._leaf_of)
         leaf = self._leaf_of[field]
         header = 4 * len(self._index.leaves)
-        sizes_of = struct.Struct(f"<{leaf + 1}I").unpack_from
+        sizes_of = struct.Struct(f"<{len(self._index.leaves)}I").unpack_from
         views: list[Any] = [None] * len(ids)
         failures: list[tuple[int, str, str]] = []
         for chunk, opened, positions, numbers in self._by_chunk(as_ids(ids, len(self))):
@@ -115,11 +115,17 @@ class LitDataSource:
                 if start + header > stop or stop > n_bytes:
                     failures.append(self._failure(chunk, number, f"its item [{start}, {stop}) is no part of the chunk"))
                     continue
-                *before, size = sizes_of(buffer, start)
-                first = start + header + sum(before)
+                sizes = sizes_of(buffer, start)
+                size = sizes[leaf]
+                first = start + header + sum(sizes[:leaf])
                 last = first + size
                 if last > stop:
                     failures.append(self._failure(chunk, number, f"{field!r} goes beyond its item by {last - stop}"))
+                    continue
+                # Else an offset or a size that is damaged gives a part of the sample, or of another.
+                if header + sum(sizes) != stop - start:
+                    reason = f"its fields have {sum(sizes)} bytes, the item has {stop - start - header} for them"
+                    failures.append(self._failure(chunk, number, reason))
                     continue
                 if size:
                     # The pages are read here, in the background, and not under whoever decodes.

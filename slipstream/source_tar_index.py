@@ -13,7 +13,6 @@ import os
 import re
 import tarfile
 import threading
-import zipfile
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -86,7 +85,7 @@ def _load(path: str) -> TarIndex | None:
             raise ValueError("its arrays do not fit together")
     except FileNotFoundError:
         return None
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # whatever it is: zip files say that they are encrypted, or packed in unknown ways
         _log.warning("the index %s is damaged (%s) and is made again", path, error)
         return None
     return TarIndex(

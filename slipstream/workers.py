@@ -284,10 +284,7 @@ def finish(resources: Resources, drawn: Drawn) -> dict[str, Any]:
     batch: dict[str, Any] = {}
     for field, (images, plan, prepared) in drawn.images.items():
         if plan is None:
-            images.wait_on_current_stream()
-            views = [images.image(index) for index in range(len(images))]
-            # DALI frees its GPU buffers in the order of its own streams: what a user may keep must be a copy
-            batch[field] = views if images.device.type == "cpu" else [view.clone() for view in views]
+            batch[field] = _as_rgb(resources, images)
             continue
         pipeline = resources.pipelines[field]
         crops = pipeline.run(images, prepared, resources.backends[field], resources.pool, resources.num_threads)
@@ -307,6 +304,17 @@ def finish(resources: Resources, drawn: Drawn) -> dict[str, Any]:
     if resources.return_plan:
         batch["_plan"] = plans
     return batch
+
+
+def _as_rgb(resources: Resources, images: RaggedBatch) -> list[torch.Tensor]:
+    if images.device.type == "cpu" and images.has_planes:
+        from slipstream_kernels.source_rows_cpu import images_as_rgb
+
+        return images_as_rgb(images, resources.pool, resources.num_threads)
+    images.wait_on_current_stream()
+    views = [images.image(index) for index in range(len(images))]
+    # DALI frees its GPU buffers in the order of its own streams: what a user may keep must be a copy
+    return views if images.device.type == "cpu" else [view.clone() for view in views]
 
 
 def _boxes(field: str, values: list[Any], sample_ids: np.ndarray) -> np.ndarray:

@@ -43,26 +43,44 @@ def is_yuv420(data: np.ndarray | bytes) -> bool:
     return bytes(memoryview(data)[: len(YUV420_MAGIC)]) == YUV420_MAGIC  # pyright: ignore[reportArgumentType]
 
 
-def parse(data: np.ndarray) -> Planes:
-    """The planes of a stored image (uint8 [n_bytes]), read in place.
+def stored_size(data: np.ndarray, *, max_pixels: int | None = None) -> tuple[int, int]:
+    """(h, w) of a stored image (uint8 [n_bytes]).
 
-    Raises HeaderError for what is none, and where the bytes are not as many as the header's size asks for.
+    Raises HeaderError for what is none, and where the bytes are not as many as the header's size asks for; ValueError
+    for more than `max_pixels` pixels.
     """
     header = read_header(data)
     if header.format != "yuv420":
         raise HeaderError(f"the image is {header.format}, not yuv420")
     height, width = header.height, header.width
     rows, columns = chroma_size(height, width)
-    luma_end, chroma = YUV420.size + height * width, rows * columns
-    if len(data) != luma_end + 2 * chroma:
+    expected = YUV420.size + height * width + 2 * rows * columns
+    if len(data) != expected:
         raise HeaderError(
-            f"yuv420 header says height {height} and width {width}, which take {luma_end + 2 * chroma} bytes: "
+            f"yuv420 header says height {height} and width {width}, which take {expected} bytes: "
             f"the data has {len(data)}"
         )
+    check_size("yuv420", height, width, len(data), max_pixels)
+    return height, width
+
+
+def plane_addresses(begins: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Where Y, Cb and Cr are of stored images that begin at `begins`, int64 [B], of `sizes` (h, w), int64 [B, 2]:
+    int64 [B, 3]."""
+    luma = begins + YUV420.size
+    blue = luma + sizes.prod(1)
+    return np.stack([luma, blue, blue + ((sizes + 1) // 2).prod(1)], axis=1)
+
+
+def parse(data: np.ndarray) -> Planes:
+    """The planes of a stored image (uint8 [n_bytes]), read in place. Raises HeaderError as `stored_size` does."""
+    height, width = stored_size(data)
+    _, blue, red = plane_addresses(np.zeros(1, np.int64), np.array([[height, width]]))[0].tolist()
+    half = chroma_size(height, width)
     return Planes(
-        luma=data[YUV420.size : luma_end].reshape(height, width),
-        blue=data[luma_end : luma_end + chroma].reshape(rows, columns),
-        red=data[luma_end + chroma :].reshape(rows, columns),
+        luma=data[YUV420.size : blue].reshape(height, width),
+        blue=data[blue:red].reshape(half),
+        red=data[red:].reshape(half),
     )
 
 
@@ -71,9 +89,8 @@ def decode(data: np.ndarray, *, max_pixels: int | None = None) -> np.ndarray:
 
     Raises HeaderError as `parse` does, and ValueError for more than `max_pixels` pixels.
     """
-    planes = parse(data)
-    check_size("yuv420", len(planes.luma), planes.luma.shape[1], len(data), max_pixels)
-    return RaggedBatch.from_planes([planes]).image(0).permute(1, 2, 0).numpy()
+    stored_size(data, max_pixels=max_pixels)
+    return RaggedBatch.from_planes([parse(data)]).image(0).permute(1, 2, 0).numpy()
 
 
 def encode(pixels: np.ndarray) -> bytes:
@@ -92,23 +109,29 @@ def encode(pixels: np.ndarray) -> bytes:
 def encode_image(
     data: np.ndarray, *, short_side: int | None = None, max_pixels: int | None = None, apply_exif: bool = False
 ) -> bytes:
-    """An encoded image (uint8 [n_bytes], any format that decode_with_pillow or this module reads) as it is stored.
+    """An encoded image (uint8 [n_bytes], any format that decode_image reads) as it is stored.
 
     `short_side`: a larger image is resized to this short side, the long one in proportion as torchvision's Resize has
     it, by Pillow's antialiased Lanczos filter: of Pillow's filters the one whose result gives crops closest to those of
     the image itself. A smaller one stays as it is. `apply_exif` turns the image as its EXIF orientation says, which is
-    not stored. Raises what decode_with_pillow and `decode` raise.
+    not stored. Raises what decode_image raises.
     """
     if is_yuv420(data):
-        pixels = decode(data, max_pixels=max_pixels)
-        if short_side is None or min(pixels.shape[:2]) <= short_side:
+        size = stored_size(data, max_pixels=max_pixels)
+        if short_side is None or min(size) <= short_side:
             return bytes(data)
-    else:
-        pixels = decode_with_pillow(data, max_pixels=max_pixels, apply_exif=apply_exif)
+    pixels = decode_image(data, max_pixels=max_pixels, apply_exif=apply_exif)
     if short_side is not None and min(pixels.shape[:2]) > short_side:
         height, width = resized_sizes(np.array([pixels.shape[:2]]), short_side)[0].tolist()
         pixels = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
     return encode(pixels)
+
+
+def decode_image(data: np.ndarray, *, max_pixels: int | None = None, apply_exif: bool = False) -> np.ndarray:
+    """One encoded image (uint8 [n_bytes]) as RGB, uint8 [H, W, 3]: by `decode` if stored here, else by Pillow."""
+    if is_yuv420(data):
+        return decode(data, max_pixels=max_pixels)
+    return decode_with_pillow(data, max_pixels=max_pixels, apply_exif=apply_exif)
 
 
 def _mixed(channels: np.ndarray, shares: tuple[int, int, int]) -> np.ndarray:

@@ -12,6 +12,11 @@ import pytest
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz-seconds", type=float, default=10.0, help="how long tests/test_fuzz.py mutates (10)")
+    parser.addoption("--fuzz-seed", type=int, default=0, help="what its mutations are drawn from (0)")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     # The interpreter and triton.compile cannot share a process, so the marked tests have a run of their own.
     interpreting = os.environ.get("TRITON_INTERPRET") == "1"

@@ -23,8 +23,9 @@ from decode_samples import (
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from slipstream.decode import DecodeError
-from slipstream.decode_dali import DaliPipeline
+from slipstream.decode_dali import DaliPipeline, takes
 from slipstream.decode_pillow import decode_with_pillow
+from slipstream.header import read_header
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +111,37 @@ def test_float_pixels_are_refused_by_name(decoder):
         decode(decoder, [encode(picture().convert("F"), "TIFF")])
 
 
+def test_a_jpeg2000_that_ends_dalis_process_never_reaches_it(decoder, monkeypatch):
+    """Cut, it crashes DALI 2.4; what DALI is given must not depend on the damage."""
+    seen = []
+    run = decoder._pipeline.run
+    monkeypatch.setattr(decoder._pipeline, "run", lambda encoded, stream: seen.extend(encoded) or run(encoded, stream))
+    whole = encode(picture(), "JPEG2000")
+    bare = whole[whole.tobytes().index(b"\xff\x4f\xff\x51") :]  # the code stream without its boxes
+    good = jpegs(1)[0]
+    for data in (whole, bare):
+        assert_equal(pixels(decode(decoder, [good, data]))[1:], [by_pillow(data)])
+        with pytest.raises(DecodeError):
+            decode(decoder, [good, data[: len(data) // 2]])
+    assert seen and all(data is good for data in seen)
+
+
+@pytest.mark.parametrize("change", [b"junk", b"\0" * 7, -1, -2, -30])
+def test_webps_that_are_not_as_long_as_they_say_are_pillows(decoder, change):
+    for options in ({}, {"lossless": True}, {"exif": b"Exif\0\0MM\0*" + bytes(20)}):
+        whole = encode(picture().convert("RGBA"), "WEBP", **options)
+        assert takes(read_header(whole), whole)
+        data = whole[:change] if isinstance(change, int) else np.concatenate([whole, np.frombuffer(change, np.uint8)])
+        assert not takes(read_header(data), data)
+        try:
+            expected = by_pillow(data)
+        except OSError:
+            with pytest.raises(DecodeError):
+                decode(decoder, [data])
+        else:
+            assert_equal(pixels(decode(decoder, [data])), [expected])
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_on_request_only(orientation):
     exif = Image.Exif()
@@ -127,10 +159,18 @@ def test_exif_orientation_on_request_only(orientation):
         decoder.close()
 
 
-def test_what_dali_refuses_pillow_decodes(decoder):
+def test_what_dali_refuses_pillow_decodes(decoder, monkeypatch):
+    run = DaliPipeline.run
+    refused = encode(picture(7))
+
+    def refuse(self, encoded, stream):
+        if any(data is refused for data in encoded):
+            raise RuntimeError("not this one")
+        return run(self, encoded, stream)
+
+    monkeypatch.setattr(DaliPipeline, "run", refuse)
     gif = encode(picture().convert("P"), "GIF")  # goes to Pillow at once
-    grey_alpha = encode(picture().convert("LA"), "JPEG2000")  # fails DALI's batch
-    encoded = [*jpegs(3), gif, grey_alpha, *jpegs(2, first=9)]
+    encoded = [*jpegs(3), gif, refused, *jpegs(2, first=9)]
     assert_equal(pixels(decode(decoder, encoded)), [by_pillow(data) for data in encoded])
 
 

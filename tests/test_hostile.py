@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from slipstream import Resize, SlipstreamDataset, SlipstreamLoader
+from slipstream import DecodeError, Resize, SlipstreamDataset, SlipstreamLoader
 from slipstream.bad_samples import Report
 from slipstream.decode_pillow import decode_with_pillow
 
@@ -115,6 +115,20 @@ def table(files: list[Path], reasons: dict[int, str]) -> str:
 
 def peak_megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def test_raising_names_each_bad_one_and_goes_on(hostile: list[Path], colours: dict[int, np.ndarray]) -> None:
+    options = dict(pipelines={"image": WHOLE}, device="cpu", verbose=False, num_threads=2)
+    good, bad = [], {}
+    with SlipstreamLoader(SlipstreamDataset(Files(hostile)), 1, **options) as loader:
+        batches = iter(loader)
+        for _ in range(len(loader)):
+            try:
+                good += next(batches)["_indices"].tolist()
+            except DecodeError as error:
+                bad |= {number: (path, reason) for number, path, reason in error.failures}
+    assert set(good) == set(colours) and set(bad) == set(range(len(hostile))) - set(colours)
+    assert all(path == hostile[number].name and reason for number, (path, reason) in bad.items())
 
 
 def lenient_mean(path: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray | None:

@@ -116,7 +116,7 @@ def test_images_encoded_anew(photos, tmp_path, monkeypatch):
             raise OSError("not that one")
         return bytes(data)[::-1]
 
-    monkeypatch.setattr(module, "image_encoder", lambda name: encode)
+    monkeypatch.setattr(module, "image_encoder", lambda name, **options: encode)
     with pytest.raises(ReadError, match=r"sample 83 \(.*class2/050\.jpg\): 'image': not that one"):
         pack(photos, tmp_path / "set", progress=False)
     done = pack(photos, tmp_path / "set", on_error="skip", chunk_bytes=5_000, progress=False)
@@ -241,8 +241,12 @@ def test_a_set_of_bad_samples_only_is_an_error(photos, tmp_path):
     [
         ({"num_workers": 0}, ValueError, "num_workers must be 1 or more, got 0"),
         ({"num_workers": 1.5}, TypeError, "num_workers must be an int, got 1.5"),
-        ({"format": "webp"}, ValueError, "format must be one of 'same', got 'webp'"),
+        ({"format": "webp"}, ValueError, "format must be one of 'same', 'yuv420', got 'webp'"),
         ({"field": "image"}, ValueError, "format='same' keeps them all"),
+        ({"short_side": 256}, ValueError, "short_side=256 needs format='yuv420'"),
+        ({"apply_exif": True}, ValueError, "apply_exif=True needs format='yuv420'"),
+        ({"format": "yuv420", "short_side": 0}, ValueError, "short_side must be 1 or more, got 0"),
+        ({"format": "yuv420", "short_side": 25.5}, TypeError, "short_side must be an int, got 25.5"),
         ({"on_error": "replace"}, ValueError, "on_error must be one of 'raise', 'skip', got 'replace'"),
         ({"exclude_fields": ["depth"]}, ValueError, "exclude_fields has 'depth'; the source has 'image', "),
         ({"exclude_fields": "label"}, TypeError, "exclude_fields must be a list of field names, got 'label'"),

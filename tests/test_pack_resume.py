@@ -214,6 +214,9 @@ def test_an_interrupt_keeps_what_is_done_and_no_thread(photos, tmp_path, expecte
     threads = threading.active_count()
     with pytest.raises(KeyboardInterrupt):
         pack(photos, tmp_path / "set", num_workers=2, **OPTIONS, progress=False)
+    limit = time.monotonic() + 20
+    while threading.active_count() > threads and time.monotonic() < limit:
+        time.sleep(0.01)  # they end with what they have begun
     assert threading.active_count() == threads
     monkeypatch.setattr(module.Layout, "items", items)
     done = pack(photos, tmp_path / "set", **OPTIONS, progress=False)

@@ -6,13 +6,15 @@ decoder's; that it may be read is for the caller to know.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 
 from .launch import check_device, launching_on
 
-LAUNCH = {"BLOCK": 256, "num_warps": 4}
+LAUNCH: dict[str, Any] = {"BLOCK": 256, "num_warps": 4}
 
 
 @triton.jit

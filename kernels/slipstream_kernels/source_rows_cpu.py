@@ -8,15 +8,18 @@ Rows come one at a time into memory that stays in the first cache; whatever read
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from typing import Any
 
 import numba
 import numpy as np
+import torch
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .ragged import RaggedBatch
 from .yuv420 import HALF, OF_CB, OF_CR
 
 # Columns of a source, int64 (RaggedBatch.table). BLUE is 0 in an RGB image.
@@ -184,3 +187,38 @@ def stage_planes(source, y, left, width, scratch, out):
     for column in range(0, count, COLUMNS):
         step = 2 * column
         _pixels_of_planes(scratch + step, blue + step, red + step, out + 3 * step)
+
+
+@numba.njit(nogil=True, cache=True)
+def _images_of_planes(sources, outputs):
+    # sources int64 [n, 9] of planes with (h, w) in two more columns, outputs int64 [n]: addresses of [H, W, 3] bytes
+    for index in range(len(sources)):
+        source, out = sources[index], outputs[index]
+        height, width = source[9], source[10]
+        scratch = np.empty(scratch_bytes(0, width), np.uint8)
+        made = np.empty(6 * chroma_columns(0, width), np.uint8)
+        for y in range(height):
+            stage_planes(source, y, 0, width, scratch.ctypes.data, made.ctypes.data)
+            row = _bytes_at(out + 3 * width * y, 3 * width)
+            for place in range(3 * width):
+                row[place] = made[place]
+
+
+def images_as_rgb(images: RaggedBatch, pool: Executor | None = None, num_threads: int = 1) -> list[torch.Tensor]:
+    """Every image of a batch on the CPU as RaggedBatch.image gives it, YUV made RGB by the pool's threads."""
+    if images.chroma is None:
+        return [images.image(index) for index in range(len(images))]
+    rows = np.flatnonzero(images.chroma[:, 0])
+    made = {int(row): np.empty((*images.sizes[row], 3), np.uint8) for row in rows}
+    sources = np.concatenate([images.table(), images.sizes], axis=1)[rows]
+    outputs = np.array([array.ctypes.data for array in made.values()], np.int64)
+    parts = zip(np.array_split(sources, num_threads), np.array_split(outputs, num_threads), strict=True)
+    if pool is None:
+        _images_of_planes(sources, outputs)
+    else:
+        for future in [pool.submit(_images_of_planes, *part) for part in parts]:
+            future.result()
+    return [
+        torch.from_numpy(made[index]).permute(2, 0, 1) if index in made else images.image(index)
+        for index in range(len(images))
+    ]
