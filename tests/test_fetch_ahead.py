@@ -310,6 +310,16 @@ def test_what_others_remove_is_fetched_again(proxy, tmp_path):
     assert max(gets(proxy).values()) == 2
 
 
+@pytest.mark.parametrize("limit", [None, "1MB"])
+def test_a_chunk_that_was_there_once_is_looked_for_again(proxy, tmp_path, limit):
+    source = dataset_of(proxy, tmp_path, max_cache_size=limit).source
+    for _ in range(2):
+        assert source.read([9])[0].tobytes() == jpeg(9)
+        for path in tmp_path.rglob("*.bin"):
+            path.unlink()
+        source._opened.close()
+
+
 @pytest.mark.parametrize("compression", [None, "zstd"])
 def test_a_slow_folder_goes_the_same_way(tmp_path, folder, size, compression):
     if compression:

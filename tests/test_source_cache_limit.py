@@ -84,6 +84,17 @@ def test_files_that_are_held_stay_and_all_of_a_hold_come_or_none(tmp_path):
     assert files.hold([0, 2], wait=False) == [0, 2] and numbers_in(other) == []
 
 
+def test_an_unpacked_file_in_use_stays_too(tmp_path):
+    limit = Files(tmp_path, limit=3 * SIZE).limit
+    path = tmp_path / ("1" * 32) / "x"
+    path.parent.mkdir()
+    path.with_name("x.unpacked").write_bytes(bytes(2 * SIZE))
+    assert limit is not None and limit.use([str(path)], SIZE, lambda: 0)
+    assert not limit.trim(2 * SIZE) and path.with_name("x.unpacked").exists()
+    limit.end_use([str(path)])
+    assert limit.trim(2 * SIZE) and not path.with_name("x.unpacked").exists()
+
+
 def test_what_can_never_fit_is_refused_with_the_least_that_would(tmp_path):
     with pytest.raises(ValueError, match=rf"max_cache_size must be at least the {SIZE} bytes of store/0, got 999"):
         Files(tmp_path, limit=999)
