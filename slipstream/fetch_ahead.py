@@ -21,7 +21,7 @@ from .daemon import PARALLEL
 from .dataset import SlipstreamDataset
 from .progress import Bar
 from .sampler_windowed import Order, WindowedSampler
-from .source_cache import BAR_FROM, CachedFiles, StoppedError
+from .source_cache import BAR_FROM, DISK_FULL, CachedFiles, StoppedError
 
 STEPS = 1024
 # Files to come, beyond which the walk waits: enough that the threads never run dry.
@@ -198,7 +198,9 @@ class FetchAhead:
             except StoppedError:
                 return
             except Exception as error:  # whatever it is, who opens the file meets it
-                self._files.remember(number, error)
+                # But by then there is room on a disk that is full of what was fetched ahead.
+                if getattr(error, "errno", None) not in DISK_FULL:
+                    self._files.remember(number, error)
             with self._changed:
                 self._coming.discard(number)
                 self._changed.notify_all()

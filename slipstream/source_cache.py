@@ -193,12 +193,15 @@ class CachedFiles(ABC):
         """Let files go that `hold` kept."""
         if self.limit is None:
             return
-        ended = set(self.limit.end_use([self._target(number) for number in numbers]))
-        now = time.monotonic()
-        for number in dict.fromkeys(numbers):
-            if self._target(number) not in ended:
-                continue
+        paths = [self._target(number) for number in numbers]
+        ended = self.limit.used_once(paths)
+        last = [number for number, path in dict(zip(numbers, paths, strict=True)).items() if path in ended]
+        # Before others may remove it: what is mapped stays on the disk. Whoever uses it again maps it again.
+        for number in last:
             self.on_release(number)
+        self.limit.end_use(paths)
+        now = time.monotonic()
+        for number in last:
             # Those used last are removed last.
             if now - self._touched.get(number, -_TOUCH_AFTER) >= _TOUCH_AFTER:
                 self._touched[number] = now
@@ -299,21 +302,21 @@ class CachedFiles(ABC):
         with only_one(target, on_bytes and (lambda: on_bytes(0))):
             if self.is_ready(number):
                 return
-            try:
-                self._write(number, on_bytes)
-            except OSError as error:
-                code = error.errno
-                if code not in DISK_FULL:
-                    raise
-            else:
-                return
-            if self.limit is None or not self.limit.evict(self.sizes[number]):
-                raise OSError(
-                    code,
-                    f"{os.strerror(code)} in {self.folder} for {self.place(number)}: free some, or give a "
-                    f"{'smaller ' if self.limit else ''}max_cache_size",
-                )
-            self._write(number, on_bytes)
+            for left in (1, 0):
+                try:
+                    self._write(number, on_bytes)
+                    return
+                except OSError as error:
+                    if error.errno not in DISK_FULL:
+                        raise
+                    full = error
+                if not left or self.limit is None or not self.limit.evict(self.sizes[number]):
+                    break
+        less = "a smaller " if self.limit is not None else ""
+        raise OSError(
+            full.errno,
+            f"{full.strerror} in {self.folder} for {self.place(number)}: free some, or give {less}max_cache_size",
+        )
 
     def _write(self, number: int, on_bytes: Callable[[int], object] | None) -> None:
         part = f"{self._target(number)}.{os.getpid()}-{threading.get_ident()}.part"

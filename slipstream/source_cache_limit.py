@@ -19,7 +19,7 @@ import struct
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from .checks import byte_text
 from .source import ProcessLock
@@ -168,22 +168,24 @@ class CacheLimit:
             self._set_aside(self._open(), -self._spare)
             self._spare = 0
 
-    def end_use(self, paths: Sequence[str]) -> list[str]:
-        """Let go of files; gives those that nothing here uses any more."""
+    def used_once(self, paths: Iterable[str]) -> set[str]:
+        """Those of these files that have a single user here."""
         with self._mutex:
-            opened = self._open()
-            known = [path for path in paths if self._users[path]]  # a forked child knows none of its parent's
-            return self._end_use(opened, known)
+            self._open()
+            return {path for path in paths if self._users[path] == 1}
 
-    def _end_use(self, opened: _Descriptors, paths: Sequence[str]) -> list[str]:
-        ended = []
+    def end_use(self, paths: Sequence[str]) -> None:
+        """Let go of files."""
+        with self._mutex:
+            self._end_use(self._open(), paths)
+
+    def _end_use(self, opened: _Descriptors, paths: Sequence[str]) -> None:
         for path in paths:
-            self._users[path] -= 1
-            if not self._users[path]:
-                del self._users[path]
-                _lock(opened.locks, fcntl.F_UNLCK, self._byte(path))
-                ended.append(path)
-        return ended
+            if self._users[path]:  # a forked child knows none of its parent's
+                self._users[path] -= 1
+                if not self._users[path]:
+                    del self._users[path]
+                    _lock(opened.locks, fcntl.F_UNLCK, self._byte(path))
 
     def give_back(self, count: int) -> None:
         """What was set aside has been written, or will not be."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ class Files(CachedFiles):
     def __init__(self, cache: Path, home: str = "0" * 32, *, limit: int | None = None, count: int = 100) -> None:
         super().__init__(home, [SIZE] * count, cache_dir=cache, max_cache_size=limit)
         self.made: list[int] = []
+        self.blocks = 0  # to come, a hundredth of a second each
         self.lost: set[int] = set()
         self.before: Callable[[], object] = lambda: None
 
@@ -36,6 +38,9 @@ class Files(CachedFiles):
             raise OSError("no route")
         Path(part).write_text(f"{number:04}" + " " * (SIZE - 4))
         Path(part + ".other").write_text("")
+        for _ in range(self.blocks):
+            time.sleep(0.01)
+            on_bytes(1)
         self.before()
         return part, self._target(number)
 

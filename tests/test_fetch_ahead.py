@@ -24,7 +24,7 @@ from s3_store import KEYS, bucket_in, upload
 from tar_samples import sample
 from tar_samples import write as write_tar
 
-from slipstream import ReadError, SlipstreamDataset, SlipstreamLoader, source_chunks, source_s3
+from slipstream import ReadError, SlipstreamDataset, SlipstreamLoader, fetch_ahead, source_chunks, source_s3
 from slipstream.source_cache_limit import CacheLimitError
 
 URL = "s3://ahead/val"
@@ -222,8 +222,9 @@ def test_a_good_batch_does_not_wait_for_the_chunk_of_another(proxy, tmp_path):
     proxy.script["GET", BAD] = ["stall"]
     with loader_of(dataset_of(proxy, tmp_path), prefetch=2) as loader:
         batches = iter(loader)
+        begin = time.monotonic()
         assert ids_of([next(batches) for _ in range(5)]) == list(range(40))
-        assert proxy.stalled.is_set()
+        assert proxy.stalled.is_set() and time.monotonic() - begin < 20  # it stalls for 30
         limit = time.monotonic() + 20
         while len(gets(proxy)) < 12 and time.monotonic() < limit:
             time.sleep(0.01)
@@ -297,6 +298,17 @@ def test_other_samples_stand_in_for_a_chunk_that_cannot_be_fetched(proxy, tmp_pa
     assert proxy.count("GET", BAD) == 5
 
 
+def test_chunks_met_in_search_of_other_samples_are_fetched_once_too(proxy, tmp_path, monkeypatch):
+    lost = [f"chunk-0-{number}.bin" for number in range(1, CHUNKS, 2)]
+    proxy.script |= {("HEAD", name): ["404*"] for name in lost}
+    proxy.faults, proxy.rate = ["delay"], 1.0
+    monkeypatch.setattr(fetch_ahead, "_TO_COME", 1)  # so that the walk has not met all before
+    with loader_of(dataset_of(proxy, tmp_path), on_error="resample") as loader:
+        ids = ids_of(batch for batch, _ in zip(loader, range(12), strict=False))
+        assert len(ids) == 96 and all(number // EACH % 2 == 0 for number in ids)
+    assert {proxy.count("HEAD", name) for name in lost} <= {0, 1, 2, 3}  # one fetch's tries
+
+
 def test_what_others_remove_is_fetched_again(proxy, tmp_path):
     with loader_of(dataset_of(proxy, tmp_path), prefetch=1) as loader:
         batches = iter(loader)
@@ -308,6 +320,16 @@ def test_what_others_remove_is_fetched_again(proxy, tmp_path):
             path.unlink()
         assert ids + ids_of(batches) == list(range(COUNT))
     assert max(gets(proxy).values()) == 2
+
+
+@pytest.mark.parametrize("limit", [None, "1MB"])
+def test_a_chunk_that_was_there_once_is_looked_for_again(proxy, tmp_path, limit):
+    source = dataset_of(proxy, tmp_path, max_cache_size=limit).source
+    for _ in range(2):
+        assert source.read([9])[0].tobytes() == jpeg(9)
+        for path in tmp_path.rglob("*.bin"):
+            path.unlink()
+        source._opened.close()
 
 
 @pytest.mark.parametrize("compression", [None, "zstd"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -103,6 +104,19 @@ def test_who_waits_for_a_lock_may_give_up(tmp_path):
             pass
         assert listed(tmp_path) == ["x.lock"]
     assert listed(tmp_path) == []
+
+
+def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(tmp_path, monkeypatch):
+    path, flock, removed = str(tmp_path / "x"), fcntl.flock, []
+
+    def late(descriptor: int, operation: int) -> None:
+        if not removed:
+            removed.append(os.unlink(path + ".lock"))  # by whoever had the lock
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with only_one(path):
+        assert removed and listed(tmp_path) == ["x.lock"]
 
 
 PARENT = """

@@ -84,6 +84,17 @@ def test_files_that_are_held_stay_and_all_of_a_hold_come_or_none(tmp_path):
     assert files.hold([0, 2], wait=False) == [0, 2] and numbers_in(other) == []
 
 
+def test_an_unpacked_file_in_use_stays_too(tmp_path):
+    limit = Files(tmp_path, limit=3 * SIZE).limit
+    path = tmp_path / ("1" * 32) / "x"
+    path.parent.mkdir()
+    path.with_name("x.unpacked").write_bytes(bytes(2 * SIZE))
+    assert limit is not None and limit.use([str(path)], SIZE, lambda: 0)
+    assert not limit.trim(2 * SIZE) and path.with_name("x.unpacked").exists()
+    limit.end_use([str(path)])
+    assert limit.trim(2 * SIZE) and not path.with_name("x.unpacked").exists()
+
+
 def test_what_can_never_fit_is_refused_with_the_least_that_would(tmp_path):
     with pytest.raises(ValueError, match=rf"max_cache_size must be at least the {SIZE} bytes of store/0, got 999"):
         Files(tmp_path, limit=999)
@@ -247,7 +258,7 @@ def test_a_full_disk_is_named_and_with_a_limit_makes_room_once(tmp_path):
 
     files = Files(tmp_path)
     files.before, tries = full, ["full"]
-    with pytest.raises(OSError, match=r"No space left on device in .*0000 for store/3: free some, or give a max_cache"):
+    with pytest.raises(OSError, match=r"No space left on device in .*0000 for store/3: free some, or give max_cache"):
         files.fetch(3)
     assert numbers_in(files) == []
     limited = Files(tmp_path, limit=50 * SIZE)
@@ -256,7 +267,7 @@ def test_a_full_disk_is_named_and_with_a_limit_makes_room_once(tmp_path):
     read(limited, 4)
     assert numbers_in(limited) == [1, 4]
     tries = ["full", "full"]
-    with pytest.raises(OSError, match="No space left on device") as caught:
+    with pytest.raises(OSError, match=r"No space left on device in .* give a smaller max_cache_size") as caught:
         read(limited, 5)
     assert caught.value.errno == errno.ENOSPC
     assert limited.limit is not None and limited.limit._aside == 0
