@@ -13,7 +13,6 @@ import faulthandler
 import itertools
 import json
 import os
-import resource
 import shutil
 import sys
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from fuzz_images import Images
 from fuzz_sources import Chunks, Indexes, PackedChunks, TarIndexes, Tars
+from process_memory import peak
 
 HANG = 60.0
 KINDS: dict[str, Callable[[Path], object]] = {
@@ -66,7 +66,7 @@ def main() -> int:
                 if len(found) >= 10:
                     break
         faulthandler.cancel_dump_traceback_later()
-    print("FUZZ", json.dumps({"counts": counts, "found": found, "peak": _peak()}), flush=True)
+    print("FUZZ", json.dumps({"counts": counts, "found": found, "peak": peak()}), flush=True)
     shutil.rmtree(folder / "cache", ignore_errors=True)
     return 0
 
@@ -82,10 +82,6 @@ def _order(only: str | None) -> Iterator[tuple[str, int]]:
         for each, name in enumerate(others):
             yield "images", number * len(others) + each
             yield name, number
-
-
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 if __name__ == "__main__":

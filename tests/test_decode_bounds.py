@@ -18,6 +18,7 @@ import pytest
 from conftest import SHARED
 from decode_samples import MAX_PIXELS, encode, jpegs, make_decoder, picture
 from PIL import Image
+from process_memory import peak, resident
 
 from slipstream.decode import DecodeError
 from slipstream.decode_pillow import check_size, decode_with_pillow
@@ -80,14 +81,6 @@ def lies(side: int) -> Iterator[tuple[str, bytes]]:
         yield f"tiff, {compression}", bytes(data)
 
 
-def memory(name: str) -> float:
-    """VmRSS or VmHWM, in MB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name):
-            return int(line.split()[1]) / 1024
-    raise KeyError(name)
-
-
 def files_of(what: str) -> list[tuple[str, bytes]]:
     if what != "hostile":
         return list(lies(int(what)))
@@ -112,13 +105,13 @@ def measure(truncated: str) -> None:
     for what in ("hostile", str(ADMITTED), str(REFUSED)):
         for name, data in files_of(what):
             Path("/proc/self/clear_refs").write_text("5")  # the highest so far becomes what is now
-            seen, before, begin, reason = 0, memory("VmRSS"), time.perf_counter(), ""
+            seen, before, begin, reason = 0, resident(), time.perf_counter(), ""
             try:
                 decoder.decode([np.frombuffer(data, np.uint8)], [0], lambda _: "")
             except DecodeError as error:
                 reason = error.failures[0][2]
             seconds = time.perf_counter() - begin
-            cost = {"seconds": seconds, "megabytes": memory("VmHWM") - before, "dali": seen, "reason": reason}
+            cost = {"seconds": seconds, "megabytes": peak() - before, "dali": seen, "reason": reason}
             print("COST", json.dumps({"what": what, "name": name, "bytes": len(data)} | cost), flush=True)
     decoder.close()
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import fuzzing
 import numpy as np
+import process_memory
 import pytest
 from fuzz_mutations import mutate, mutate_in_place
 
@@ -58,6 +59,13 @@ def test_mutations_are_pure_and_change_something() -> None:
         assert len(set(made)) > 250 and sum(each == data for each in made) < 30
     assert all(len(mutate_in_place(data, np.random.default_rng(i), head=300)) == len(data) for i in range(300))
     assert mutate(b"", np.random.default_rng(3)) is not None
+
+
+def test_the_peak_of_a_child_is_its_own() -> None:
+    large = np.ones(400 << 20, np.uint8)  # the parent's would be the child's too, by getrusage
+    command = [sys.executable, "-c", "import process_memory; print(process_memory.peak())"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(fuzzing.__file__).parent)
+    assert float(done.stdout) < large.nbytes / (1 << 20) < process_memory.peak()
 
 
 HARNESS = """

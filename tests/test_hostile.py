@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 import warnings
 from collections import Counter
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
+from process_memory import peak
 
 from slipstream import DecodeError, Resize, SlipstreamDataset, SlipstreamLoader
 from slipstream.bad_samples import Report
@@ -96,7 +96,7 @@ def test_good_ones_come_out_and_bad_ones_are_named(
     assert slowest < 16  # a second a file, at the most
     with capsys.disabled():
         print(f"\n{policy}: {len(crops)} of {len(hostile)} come out, {len(bad)} are named;", end="")
-        print(f" slowest batch {slowest:.2f} s; peak {peak_megabytes():.0f} MB", end="")
+        print(f" slowest batch {slowest:.2f} s; peak {peak():.0f} MB", end="")
         if policy == "replace":
             print(table(hostile, {number: reason for number, _, reason in report.bad}), end="")
 
@@ -111,10 +111,6 @@ def table(files: list[Path], reasons: dict[int, str]) -> str:
         bad = named.total()
         lines.append(f"  {kind:<20} {len(numbers):>5} {len(numbers) - bad:>5} {bad:>5}  {mostly:.70}")
     return "\n".join(lines)
-
-
-def peak_megabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def test_raising_names_each_bad_one_and_goes_on(hostile: list[Path], colours: dict[int, np.ndarray]) -> None:
