@@ -1,8 +1,10 @@
-"""Images a second of the whole way on the CPU, JPEG files in RAM to batches: slipstream and torch's DataLoader.
+"""Images a second of the whole way on the CPU, files in RAM to batches: slipstream and torch's DataLoader from JPEGs,
+and slipstream from what `pack --format yuv420` makes of them, at their size and at a short side of 256.
 
 Every peer is an iterable of batches, one epoch each time it is iterated. Epochs are interleaved, so that what else the
 machine does falls on all alike, and every peer's batches are checked before it is timed: slipstream's crops with the
-two-pass Pillow oracle at the boxes it returned, byte for byte; the DataLoader's by shape, dtype and mean.
+two-pass Pillow oracle at the boxes it returned, byte for byte; the DataLoader's by shape, dtype and mean. From stored
+YUV "decode" is its conversion to RGB, which crops do without.
 
 On two cores of an AMD EPYC (Zen 4), 2026-11-23, b70fe32, 108 ImageNet photographs, images/s: slipstream decodes 1241,
 1x224 1083 (87 % of that), DINO-6 759 (61 %), its globals normalised 566 (46 %); the DataLoader 688, 775, 512 and 340.
@@ -12,6 +14,7 @@ Every sample is in results/loader-cpu.json.
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -26,6 +29,7 @@ from torchvision import io
 from torchvision.transforms import v2
 
 from slipstream import MultiCropPipeline, MultiRandomResizedCrop, Normalize, SlipstreamDataset, SlipstreamLoader
+from slipstream.pack import pack
 from slipstream.stage import IMAGENET_MEAN, IMAGENET_STD
 
 DINO_6 = {
@@ -67,7 +71,17 @@ class Epoch:
     batch_size: int
 
 
-def slipstream_loader(epoch: Epoch, work: Work, *, return_boxes: bool = False) -> SlipstreamLoader:
+STORED = {"slipstream, stored YUV": None, "slipstream, stored YUV 256": 256}
+
+
+def place_of(epoch: Epoch, provider: str) -> Path:
+    """Where a provider's images are: the photographs' folder, or what is packed beside it."""
+    return epoch.folder.parent / provider.replace(" ", "-") if provider in STORED else epoch.folder
+
+
+def slipstream_loader(
+    epoch: Epoch, work: Work, provider: str = "slipstream", *, return_boxes: bool = False
+) -> SlipstreamLoader:
     """Slipstream on the CPU with two threads."""
     count = len(photographs.paths(epoch.folder))
     pipelines = None
@@ -75,7 +89,7 @@ def slipstream_loader(epoch: Epoch, work: Work, *, return_boxes: bool = False) -
         crops = MultiRandomResizedCrop(work.crops, return_boxes=return_boxes)
         pipelines = {"image": [crops, MultiCropPipeline({name: [Normalize()] for name in work.normalised})]}
     return SlipstreamLoader(
-        SlipstreamDataset(local_dir=epoch.folder, indices=np.arange(epoch.images) % count),
+        SlipstreamDataset(local_dir=place_of(epoch, provider), indices=np.arange(epoch.images) % count),
         epoch.batch_size,
         shuffle=True,
         pipelines=pipelines,
@@ -135,21 +149,26 @@ def data_loader(epoch: Epoch, work: Work) -> torch.utils.data.DataLoader:
 PROVIDERS: dict[str, Callable[[Epoch, Work], Iterable[dict[str, Any]]]] = {
     "DataLoader": data_loader,
     "slipstream": slipstream_loader,
+    **{name: functools.partial(slipstream_loader, provider=name) for name in STORED},
 }
 
 
-def check_slipstream(epoch: Epoch, work: Work) -> dict[str, np.ndarray]:
+def check_slipstream(epoch: Epoch, work: Work, provider: str = "slipstream") -> dict[str, np.ndarray]:
     """Every photograph's crops against the oracle, bit for bit; gives each crop's mean by photograph, in [0, 255].
 
     Raises AssertionError.
     """
     files = photographs.paths(epoch.folder)
+    stored = SlipstreamDataset(place_of(epoch, provider), decode_images=True) if provider in STORED else None
     once = Epoch(folder=epoch.folder, images=len(files), batch_size=epoch.batch_size)
     means = {name: np.full(len(files), np.nan) for name in work.crops or ("image",)}
-    with slipstream_loader(once, work, return_boxes=True) as loader:
+    with slipstream_loader(once, work, provider, return_boxes=True) as loader:
         for batch in loader:
             for row, sample_id in enumerate(batch["_indices"].tolist()):
-                pixels = photographs.decoded(files[sample_id])
+                if stored is None:
+                    pixels = photographs.decoded(files[sample_id])
+                else:
+                    pixels = stored[sample_id]["image"].permute(1, 2, 0).numpy()
                 for name, mean in means.items():
                     expected = pixels
                     if work.crops:
@@ -215,10 +234,12 @@ def measure(epoch: Epoch, rounds: int) -> dict[str, dict[str, list[float]]]:
             next(iter(peer))
         for name, work in WORKS.items():
             means = check_slipstream(epoch, work)
+            for provider in STORED:
+                check_slipstream(epoch, work, provider)
             check_data_loader(peers["DataLoader", name], epoch, work, means)
             print(f"checked: {name}", flush=True)
         for (provider, _), peer in peers.items():
-            if provider == "slipstream":
+            if provider != "DataLoader":
                 images_per_second(peer)  # the DataLoader's warm-up was its check
         samples = {provider: {name: [] for name in WORKS} for provider in PROVIDERS}
         for turn in range(rounds):
@@ -243,6 +264,12 @@ def ratios(samples: dict[str, dict[str, list[float]]]) -> dict[str, float]:
     return {
         **{f"{name} / decode": ours[name] / ours["decode"] for name in WORKS if name != "decode"},
         **{f"{name} / DataLoader": ours[name] / median["DataLoader", name] for name in WORKS},
+        **{
+            f"{name}, {provider.partition(', ')[2]} / JPEG": median[provider, name] / ours[name]
+            for provider in STORED
+            for name in WORKS
+            if name != "decode"
+        },
     }
 
 
@@ -260,6 +287,9 @@ def main() -> None:
         files = photographs.paths(folder)
         data = {"photographs": len(files), "bytes": sum(path.stat().st_size for path in files)}
         result = {"benchmark": "loader", **record.circumstances()}
+        for provider, short_side in STORED.items():
+            place = place_of(epoch, provider)
+            data[provider] = pack(folder, place, format="yuv420", short_side=short_side, progress=False).n_bytes
         samples = measure(epoch, given.rounds)
     settings = {"images": epoch.images, "batch_size": epoch.batch_size, "workers": WORKERS, "data": data}
     result |= {"unit": "images/s", "settings": settings, "samples": samples, "ratios": ratios(samples)}
@@ -267,9 +297,9 @@ def main() -> None:
     for provider, works in samples.items():
         for name, values in works.items():
             s = record.summary(values)
-            print(f"{provider:12} {name:20} {s['median']:8.0f} ({s['min']:.0f} - {s['max']:.0f})")
+            print(f"{provider:26} {name:20} {s['median']:8.0f} ({s['min']:.0f} - {s['max']:.0f})")
     for name, value in result["ratios"].items():
-        print(f"{name:32} {value:6.2f}")
+        print(f"{name:40} {value:6.2f}")
     if given.out:
         print(record.write(given.out, record.RESULTS, result))
 

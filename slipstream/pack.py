@@ -126,6 +126,7 @@ def pack(
             "format": format,
             "short_side": short_side,
             "apply_exif": apply_exif or None,
+            "max_pixels": None if encode is None else max_pixels,
             "field": field,
         }
         folder.begin(settings, lambda: _count_blocks(layout, limit, skips=skips, num_workers=num_workers))

@@ -110,6 +110,15 @@ def test_another_source_or_other_arguments_are_refused_and_named(photos, tmp_pat
     assert files_in(tmp_path / "set") == before
 
 
+def test_other_limits_of_images_encoded_anew_are_refused(photos, tmp_path):
+    pack(photos, tmp_path / "set", format="yuv420", progress=False)
+    with pytest.raises(FileExistsError, match="max_pixels was 178956970 and is 90"):
+        pack(SlipstreamDataset(photos, max_pixels=90), tmp_path / "set", format="yuv420")
+    # Of images that stay as they are it says nothing.
+    for src in (photos, SlipstreamDataset(photos, max_pixels=90)):
+        assert pack(src, tmp_path / "same", progress=False).samples == 100
+
+
 def test_images_encoded_anew(photos, tmp_path, monkeypatch):
     def encode(data):
         if bytes(data) == jpeg(50):
