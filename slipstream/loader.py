@@ -143,7 +143,9 @@ class SlipstreamLoader:
         self.pipelines = compiled
         order = self._sampler
         how = ["windowed", order.lanes, order.window] if isinstance(order, WindowedSampler) else shuffle
-        self._fingerprint = fingerprint(dataset, pipelines or {}, mixing, self.seed, how)
+        self._fingerprint = fingerprint(
+            dataset, pipelines or {}, mixing, seed=self.seed, shuffle=how, apply_exif=apply_exif
+        )
         self._next_epoch = self._next_start = 0
         self._progress: _Progress | None = None
         self._finalizer = weakref.finalize(self, end_from_any_thread, self._resources.close)
@@ -186,7 +188,7 @@ class SlipstreamLoader:
         """Go on from a state: the next `iter()` gives the rest of its epoch, whatever the batch size and world size.
 
         An iterator that runs goes on. Raises ValueError that says what differs for a state of another dataset, seed,
-        order or pipeline, TypeError for what is no state.
+        order, pipeline or `apply_exif`, TypeError for what is no state.
         """
         self._next_epoch, self._next_start = read_state(state, self._fingerprint)
         self._progress = None

@@ -16,13 +16,23 @@ VERSION = 1
 
 
 def fingerprint(
-    dataset: SlipstreamDataset, pipelines: Mapping[str, Any], batch_stages: Sequence[Any], seed: int, shuffle: Any
+    dataset: SlipstreamDataset,
+    pipelines: Mapping[str, Any],
+    batch_stages: Sequence[Any],
+    *,
+    seed: int,
+    shuffle: Any,
+    apply_exif: bool,
 ) -> dict[str, Any]:
-    """What must be equal for a state to mean the same samples and crops: numbers, and a mark of each other part."""
+    """What must be equal for a state to mean the same samples and crops: numbers, and a mark of each other part.
+
+    What to do about bad samples is not: a run that one has ended goes on under another policy.
+    """
     return {
         "samples": len(dataset),
         "seed": seed,
         "shuffle": shuffle,
+        "apply_exif": apply_exif,
         "dataset": dataset_mark(dataset),
         "batch_stages": _mark(describe_spec(batch_stages).encode()),
         "pipelines": {field: _mark(describe_spec(stages).encode()) for field, stages in pipelines.items()},
@@ -53,7 +63,7 @@ def read_state(state: Any, mark: Mapping[str, Any]) -> tuple[int, int]:
     theirs = state["fingerprint"]
     different = [
         f"{name} (saved {theirs.get(name)!r}, here {mark[name]!r})"
-        for name in ("samples", "seed", "shuffle", "dataset", "batch_stages")
+        for name in ("samples", "seed", "shuffle", "apply_exif", "dataset", "batch_stages")
         if theirs.get(name) != mark[name]
     ]
     saved = theirs.get("pipelines", {})
