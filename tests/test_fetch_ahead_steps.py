@@ -10,8 +10,9 @@ import pytest
 from cache_files import SIZE, Files, listed, text
 
 from slipstream import fetch_ahead
+from slipstream.daemon import PARALLEL
 from slipstream.fetch_ahead import FetchAhead
-from slipstream.source_cache import PARALLEL, StoppedError
+from slipstream.source_cache import StoppedError
 
 
 def wait_for(condition) -> None:
