@@ -28,7 +28,7 @@ STEPS = 1024
 _TO_COME = 2 * PARALLEL
 _TICK = 0.1
 # A download is given up at its next block. One that stalls ends by itself, and nobody waits for it.
-_PATIENCE = 1.0
+_PATIENCE = 0.3
 
 
 class FetchAhead:
@@ -52,6 +52,7 @@ class FetchAhead:
         self._bar: Bar | None = None
         self._try_again = 0.0
         self._threads: list[threading.Thread] = []
+        self._patience = _PATIENCE
         self._start("slipstream-ahead", self._walk)
 
     @contextlib.contextmanager
@@ -91,7 +92,8 @@ class FetchAhead:
             self._queue.clear()
             self._changed.notify_all()
         self._let_go(held, queue)
-        limit = time.monotonic() + _PATIENCE
+        limit = time.monotonic() + self._patience
+        self._patience = 0.0
         for thread in self._threads:
             thread.join(max(limit - time.monotonic(), 0))
         self._show()

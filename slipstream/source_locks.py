@@ -80,7 +80,7 @@ def _unlock(path: str, descriptor: int) -> None:
 
 def sweep(folder: str) -> None:
     """Remove what killed processes left half written in a folder of the cache, and their locks."""
-    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:  # there may be none, nor a way to make one
         left = {}
         for entry in entries:
             part = _PART.fullmatch(entry.name)
