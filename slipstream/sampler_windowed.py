@@ -53,9 +53,7 @@ class WindowedSampler:
     seed: int
     lanes: int = LANES
     window: int = WINDOW
-    _epoch: int = field(init=False, default=-1, repr=False)
-    _begins: np.ndarray = field(init=False, repr=False)
-    _stops: np.ndarray = field(init=False, repr=False)
+    _latest: tuple[int, np.ndarray, np.ndarray] | None = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
         self.ends = np.asarray(self.ends, np.int64)
@@ -89,13 +87,13 @@ class WindowedSampler:
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         # This epoch's chunks in their order: the first sample id of each, and where the line of samples passes its end.
-        if epoch != self._epoch:
+        latest = self._latest  # read once: threads of an epoch that ends and of the next may both be here
+        if latest is None or latest[0] != epoch:
             chunks = Sampler(len(self.ends), shuffle=True, seed=self.seed).sample_ids(epoch, np.arange(len(self.ends)))
             before = np.concatenate(([0], self.ends[:-1]))
-            self._begins = before[chunks]
-            self._stops = np.cumsum(self.ends[chunks] - self._begins)
-            self._epoch = epoch
-        return self._begins, self._stops
+            begins = before[chunks]
+            latest = self._latest = (epoch, begins, np.cumsum(self.ends[chunks] - begins))
+        return latest[1:]
 
 
 Order = Sampler | WindowedSampler

@@ -34,6 +34,22 @@ def test_a_position_does_not_depend_on_which_others_are_asked() -> None:
     assert not np.array_equal(order(WindowedSampler(np.cumsum([50] * 40), seed=2, lanes=8), 3), whole)
 
 
+def test_a_thread_of_another_epoch_in_between_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = WindowedSampler(np.cumsum([7] * 40), seed=1, lanes=4)
+    expected = [order(sampler, epoch) for epoch in (1, 0)]
+    cumsum, met = np.cumsum, []
+
+    def interrupted(values):
+        if not met:
+            met.append(None)
+            met.append(order(sampler, 0))  # as a thread that a newer iterator has left behind
+        return cumsum(values)
+
+    monkeypatch.setattr(np, "cumsum", interrupted)
+    assert np.array_equal(order(sampler, 1), expected[0])
+    assert np.array_equal(met[1], expected[1])
+
+
 def test_few_chunks_are_open_at_a_time() -> None:
     count, size, lanes, window = 400, 50, 8, 4
     sampler = WindowedSampler(np.cumsum([size] * count), seed=1, lanes=lanes, window=window)
