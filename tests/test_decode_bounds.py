@@ -105,13 +105,15 @@ def measure(truncated: str) -> None:
     for what in ("hostile", str(ADMITTED), str(REFUSED)):
         for name, data in files_of(what):
             Path("/proc/self/clear_refs").write_text("5")  # the highest so far becomes what is now
-            seen, before, begin, reason = 0, resident(), time.perf_counter(), ""
-            try:
-                decoder.decode([np.frombuffer(data, np.uint8)], [0], lambda _: "")
-            except DecodeError as error:
-                reason = error.failures[0][2]
-            seconds = time.perf_counter() - begin
-            cost = {"seconds": seconds, "megabytes": peak() - before, "dali": seen, "reason": reason}
+            seen, before, seconds, reason = 0, resident(), [], ""
+            while len(seconds) < 3 and min(seconds, default=SECONDS) >= SECONDS:  # others may hold the cores
+                begin = time.perf_counter()
+                try:
+                    decoder.decode([np.frombuffer(data, np.uint8)], [0], lambda _: "")
+                except DecodeError as error:
+                    reason = error.failures[0][2]
+                seconds.append(time.perf_counter() - begin)
+            cost = {"seconds": min(seconds), "megabytes": peak() - before, "dali": seen, "reason": reason}
             print("COST", json.dumps({"what": what, "name": name, "bytes": len(data)} | cost), flush=True)
     decoder.close()
 
