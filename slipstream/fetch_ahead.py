@@ -7,6 +7,8 @@ as far as there is room, and gives back what is far ahead while another reader w
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 import os
 import threading
 import time
@@ -247,7 +249,7 @@ def numbers_of(dataset: SlipstreamDataset, ids: np.ndarray) -> list[int]:
     return list(dict.fromkeys(np.searchsorted(ends, ids, side="right").tolist()))
 
 
-def check_fits(dataset: SlipstreamDataset, order: Order, world_size: int) -> None:
+def check_fits(dataset: SlipstreamDataset, order: Order, world_size: int, batch_size: int) -> None:
     """Raise ValueError, saying what would do, for an order that would fetch files again and again under the limit."""
     files = files_of(dataset)
     if files is None or files.limit is None:
@@ -260,19 +262,30 @@ def check_fits(dataset: SlipstreamDataset, order: Order, world_size: int) -> Non
     if total <= most:
         return
     if isinstance(order, WindowedSampler):
-        # Of this machine's ranks, as torchrun tells them.
-        ranks = min(int(os.environ.get("LOCAL_WORLD_SIZE") or 1), world_size)
-        lanes = min(-(-order.lanes // world_size) * ranks, order.lanes)
-        lane = (order.window + 1) * total // len(numbers)
-        if lanes * lane > most:
-            fewer = most // lane * world_size // ranks
-            advice = f', or fewer lanes: shuffle="windowed:{1 << fewer.bit_length() - 1}"' if fewer else ""
+        step, count = batch_size * world_size, len(numbers)
+        need = _read_at_once(order, order.lanes, world_size, step) * total // count
+        if need > most:
+            smaller = (1 << bits for bits in reversed(range((order.lanes - 1).bit_length())))
+            fewer = (
+                lanes for lanes in smaller if _read_at_once(order, lanes, world_size, step) * total <= most * count
+            )
+            advice = "".join(f', or fewer lanes: shuffle="windowed:{lanes}"' for lanes in itertools.islice(fewer, 1))
             raise ValueError(
-                f"max_cache_size is {byte_text(most)}, and {lanes} lanes of {order.window + 1} {files.noun} that are "
-                f"read at a time take {byte_text(lanes * lane)}: give {lanes * lane} bytes or more{advice}"
+                f"max_cache_size is {byte_text(most)}, and {order.lanes} lanes of {order.window + 1} {files.noun} that "
+                f"are read at a time take {byte_text(need)} on this machine: give {need} bytes or more{advice}"
             )
     elif order.shuffle:
         raise ValueError(
             f"shuffle=True reads samples from all of {byte_text(total)}, and max_cache_size is {byte_text(most)}: "
             f'nearly each sample would fetch a file of its own; use shuffle="windowed", or give {total} bytes or more'
         )
+
+
+def _read_at_once(order: WindowedSampler, lanes: int, world_size: int, step: int) -> int:
+    """Files of the mean size that this machine's ranks read at a time, of a windowed order with so many lanes."""
+    # A window reaches into one file more, where they are unequal into two; one that ends within a step of so many
+    # samples is followed by a new one.
+    groups = math.gcd(lanes, world_size)  # a rank has one of these groups of lanes
+    ours = min(int(os.environ.get("LOCAL_WORLD_SIZE") or 1), groups)  # as torchrun tells the number of ranks
+    ending = min(-(-step // order.window_size), -(-step // (groups * order.window_size)) * ours)
+    return (lanes // groups * ours + ending) * (order.window + 1) + 1
