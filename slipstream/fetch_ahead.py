@@ -28,7 +28,7 @@ from .source_cache import BAR_FROM, DISK_FULL, CachedFiles, StoppedError
 STEPS = 1024
 # Files to come, beyond which the walk waits: enough that the threads never run dry.
 _TO_COME = 2 * PARALLEL
-_TICK = 0.1
+_TICK = 0.02
 # A download is given up at its next block. One that stalls ends by itself, and nobody waits for it.
 _PATIENCE = 1.0
 
@@ -51,8 +51,10 @@ class FetchAhead:
         self._held: deque[Sequence[int]] = deque()  # of the steps from _read on
         self._queue: deque[int] = deque()
         self._coming: set[int] = set()  # in the queue, or being fetched
+        self._also: Sequence[int] = ()  # of reading_also
         self._bar: Bar | None = None
         self._try_again = 0.0
+        self._far = STEPS  # how many to hold, at most STEPS
         self._threads: list[threading.Thread] = []
         self._start("slipstream-ahead", self._walk)
 
@@ -69,6 +71,7 @@ class FetchAhead:
             with self._changed:
                 numbers = self._held.popleft() if self._held else ()
                 self._read += 1
+                self._far += 1
                 self._changed.notify_all()
             self._files.release(numbers)
 
@@ -78,10 +81,12 @@ class FetchAhead:
         missing = self._hold(numbers, wait=True)
         try:
             with self._changed:
+                self._also = numbers
                 self._fetch_soon(missing or (), first=True)
                 self._wait_for(lambda: self._coming.isdisjoint(numbers))
             yield
         finally:
+            self._also = ()
             self._files.release(numbers)
 
     def stop(self) -> None:
@@ -145,11 +150,11 @@ class FetchAhead:
         with self._changed:
             self._check()
             step, is_next = self._read + len(self._held), not self._held
-            if step == self._steps or len(self._held) >= STEPS or len(self._coming) >= _TO_COME:
+            if step == self._steps or len(self._held) >= min(self._far, STEPS) or len(self._coming) >= _TO_COME:
                 self._changed.wait(None if self._files.limit is None else _TICK)
                 return
             if not is_next and (pause := self._try_again - time.monotonic()) > 0:
-                self._changed.wait(pause)
+                self._changed.wait(min(pause, _TICK))
                 return
         numbers = self._numbers_of(step)
         begin = time.monotonic()
@@ -166,10 +171,12 @@ class FetchAhead:
         self._files.release(numbers)
 
     def _give_back(self) -> None:
-        # All but the step that is being read or waited for.
+        # The farthest, in the end all but the step that is being read or waited for, and go as far by and by only: all
+        # at once, and others would remove what is wanted next, to fetch what they want later.
         with self._changed:
-            held = [self._held.pop() for _ in range(len(self._held) - 1)]
-            wanted = {*self._held[0]} if self._held else set()
+            self._far = max(len(self._held) * 3 // 4, 1)
+            held = [self._held.pop() for _ in range(len(self._held) - self._far)]
+            wanted = {number for numbers in (*self._held, self._also) for number in numbers}
             dropped = [number for number in self._queue if number not in wanted]
             self._queue = deque(number for number in self._queue if number in wanted)
             self._coming.difference_update(dropped)
