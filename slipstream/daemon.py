@@ -6,6 +6,7 @@ and a wait for one of them cannot be left without waiting for the others: Ctrl-C
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -46,10 +47,12 @@ class DaemonExecutor(Executor):
         with self._lock:
             self._closed = True
             if cancel_futures:
-                while not self._tasks.empty():
-                    task = self._tasks.get()
-                    if task is not None:
-                        task[0].cancel()
+                # Never waiting: a thread may take the last one meanwhile.
+                with contextlib.suppress(queue.Empty):
+                    while True:
+                        task = self._tasks.get_nowait()
+                        if task is not None:
+                            task[0].cancel()
             for _ in self._threads:
                 self._tasks.put(None)
         if wait:

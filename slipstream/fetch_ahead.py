@@ -7,6 +7,8 @@ as far as there is room, and gives back what is far ahead while another reader w
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 import os
 import threading
 import time
@@ -26,7 +28,7 @@ from .source_cache import BAR_FROM, DISK_FULL, CachedFiles, StoppedError
 STEPS = 1024
 # Files to come, beyond which the walk waits: enough that the threads never run dry.
 _TO_COME = 2 * PARALLEL
-_TICK = 0.1
+_TICK = 0.02
 # A download is given up at its next block. One that stalls ends by itself, and nobody waits for it.
 _PATIENCE = 0.3
 
@@ -49,8 +51,10 @@ class FetchAhead:
         self._held: deque[Sequence[int]] = deque()  # of the steps from _read on
         self._queue: deque[int] = deque()
         self._coming: set[int] = set()  # in the queue, or being fetched
+        self._also: Sequence[int] = ()  # of reading_also
         self._bar: Bar | None = None
         self._try_again = 0.0
+        self._far = STEPS  # how many to hold, at most STEPS
         self._threads: list[threading.Thread] = []
         self._patience = _PATIENCE
         self._start("slipstream-ahead", self._walk)
@@ -68,6 +72,7 @@ class FetchAhead:
             with self._changed:
                 numbers = self._held.popleft() if self._held else ()
                 self._read += 1
+                self._far += 1
                 self._changed.notify_all()
             self._files.release(numbers)
 
@@ -77,10 +82,12 @@ class FetchAhead:
         missing = self._hold(numbers, wait=True)
         try:
             with self._changed:
+                self._also = numbers
                 self._fetch_soon(missing or (), first=True)
                 self._wait_for(lambda: self._coming.isdisjoint(numbers))
             yield
         finally:
+            self._also = ()
             self._files.release(numbers)
 
     def stop(self) -> None:
@@ -145,11 +152,11 @@ class FetchAhead:
         with self._changed:
             self._check()
             step, is_next = self._read + len(self._held), not self._held
-            if step == self._steps or len(self._held) >= STEPS or len(self._coming) >= _TO_COME:
+            if step == self._steps or len(self._held) >= min(self._far, STEPS) or len(self._coming) >= _TO_COME:
                 self._changed.wait(None if self._files.limit is None else _TICK)
                 return
             if not is_next and (pause := self._try_again - time.monotonic()) > 0:
-                self._changed.wait(pause)
+                self._changed.wait(min(pause, _TICK))
                 return
         numbers = self._numbers_of(step)
         begin = time.monotonic()
@@ -166,10 +173,12 @@ class FetchAhead:
         self._files.release(numbers)
 
     def _give_back(self) -> None:
-        # All but the step that is being read or waited for.
+        # The farthest, in the end all but the step that is being read or waited for, and go as far by and by only: all
+        # at once, and others would remove what is wanted next, to fetch what they want later.
         with self._changed:
-            held = [self._held.pop() for _ in range(len(self._held) - 1)]
-            wanted = {*self._held[0]} if self._held else set()
+            self._far = max(len(self._held) * 3 // 4, 1)
+            held = [self._held.pop() for _ in range(len(self._held) - self._far)]
+            wanted = {number for numbers in (*self._held, self._also) for number in numbers}
             dropped = [number for number in self._queue if number not in wanted]
             self._queue = deque(number for number in self._queue if number in wanted)
             self._coming.difference_update(dropped)
@@ -249,7 +258,7 @@ def numbers_of(dataset: SlipstreamDataset, ids: np.ndarray) -> list[int]:
     return list(dict.fromkeys(np.searchsorted(ends, ids, side="right").tolist()))
 
 
-def check_fits(dataset: SlipstreamDataset, order: Order, world_size: int) -> None:
+def check_fits(dataset: SlipstreamDataset, order: Order, world_size: int, batch_size: int) -> None:
     """Raise ValueError, saying what would do, for an order that would fetch files again and again under the limit."""
     files = files_of(dataset)
     if files is None or files.limit is None:
@@ -262,19 +271,30 @@ def check_fits(dataset: SlipstreamDataset, order: Order, world_size: int) -> Non
     if total <= most:
         return
     if isinstance(order, WindowedSampler):
-        # Of this machine's ranks, as torchrun tells them.
-        ranks = min(int(os.environ.get("LOCAL_WORLD_SIZE") or 1), world_size)
-        lanes = min(-(-order.lanes // world_size) * ranks, order.lanes)
-        lane = (order.window + 1) * total // len(numbers)
-        if lanes * lane > most:
-            fewer = most // lane * world_size // ranks
-            advice = f', or fewer lanes: shuffle="windowed:{1 << fewer.bit_length() - 1}"' if fewer else ""
+        step, count = batch_size * world_size, len(numbers)
+        need = _read_at_once(order, order.lanes, world_size, step) * total // count
+        if need > most:
+            smaller = (1 << bits for bits in reversed(range((order.lanes - 1).bit_length())))
+            fewer = (
+                lanes for lanes in smaller if _read_at_once(order, lanes, world_size, step) * total <= most * count
+            )
+            advice = "".join(f', or fewer lanes: shuffle="windowed:{lanes}"' for lanes in itertools.islice(fewer, 1))
             raise ValueError(
-                f"max_cache_size is {byte_text(most)}, and {lanes} lanes of {order.window + 1} {files.noun} that are "
-                f"read at a time take {byte_text(lanes * lane)}: give {lanes * lane} bytes or more{advice}"
+                f"max_cache_size is {byte_text(most)}, and {order.lanes} lanes of {order.window + 1} {files.noun} that "
+                f"are read at a time take {byte_text(need)} on this machine: give {need} bytes or more{advice}"
             )
     elif order.shuffle:
         raise ValueError(
             f"shuffle=True reads samples from all of {byte_text(total)}, and max_cache_size is {byte_text(most)}: "
             f'nearly each sample would fetch a file of its own; use shuffle="windowed", or give {total} bytes or more'
         )
+
+
+def _read_at_once(order: WindowedSampler, lanes: int, world_size: int, step: int) -> int:
+    """Files of the mean size that this machine's ranks read at a time, of a windowed order with so many lanes."""
+    # A window reaches into one file more, where they are unequal into two; one that ends within a step of so many
+    # samples is followed by a new one.
+    groups = math.gcd(lanes, world_size)  # a rank has one of these groups of lanes
+    ours = min(int(os.environ.get("LOCAL_WORLD_SIZE") or 1), groups)  # as torchrun tells the number of ranks
+    ending = min(-(-step // order.window_size), -(-step // (groups * order.window_size)) * ours)
+    return (lanes // groups * ours + ending) * (order.window + 1) + 1

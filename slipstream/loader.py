@@ -113,7 +113,7 @@ class SlipstreamLoader:
             for name, each in compiled.items()
         }
         self._sampler = make_sampler(dataset, shuffle, self.seed)
-        check_fits(dataset, self._sampler, self.world_size)
+        check_fits(dataset, self._sampler, self.world_size, self.batch_size)
         self._resources = Resources(
             dataset=dataset,
             device=self.device,

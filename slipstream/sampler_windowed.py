@@ -1,9 +1,11 @@
 """An order that reads few chunks at a time: lanes of chunks in random order, samples shuffled in a window of them.
 
 The chunks, in a keyed order of each epoch, lie one after another; that line of samples is cut into L lanes of equal
-length (to a sample), and each lane into windows, within which a keyed bijection shuffles. Position p is the (p // L)-th
-of lane p mod L. A rank that takes every W-th position serves lanes r, r + W, ... where W divides L, so that all ranks
-together read each chunk once, but for those that a lane's end cuts. Memory: a few numbers a chunk.
+length (to a sample), and each lane into windows, within which a keyed bijection shuffles. Lane l's first window is
+shorter by l / L of one, so that the lanes come to new chunks one after another: all at once would be a burst that no
+network follows, and take twice the room. Position p is the (p // L)-th of lane p mod L. A rank that takes every W-th
+position serves lanes r, r + W, ... where W divides L, so that all ranks together read each chunk once, but for those
+that a lane's end cuts. Memory: a few numbers a chunk.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ class WindowedSampler:
     seed: int
     lanes: int = LANES
     window: int = WINDOW
-    _latest: tuple[int, np.ndarray, np.ndarray] | None = field(init=False, default=None, repr=False)
+    _chunks: tuple[int, np.ndarray, np.ndarray] | None = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
         self.ends = np.asarray(self.ends, np.int64)
@@ -61,6 +63,11 @@ class WindowedSampler:
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
+
+    @property
+    def window_size(self) -> int:
+        """Samples of a whole window."""
+        return max(self.window * len(self) // max(len(self.ends), 1), 1)
 
     def sample_ids(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         """The sample ids at these positions of this epoch, int64 [n] for whole numbers [n] in [0, length)."""
@@ -73,13 +80,14 @@ class WindowedSampler:
         lane, place = given % self.lanes, given // self.lanes
         first = lane * short + np.minimum(lane, longer)
         length = short + (lane < longer)
-        size = max(self.window * len(self) // max(len(self.ends), 1), 1)
-        number = place // size
+        size = self.window_size
+        number = (place + lane * size // self.lanes) // size
         result = np.empty_like(given)
         for pair in {*zip(lane.tolist(), number.tolist(), strict=True)}:
             here = (lane == pair[0]) & (number == pair[1])
-            begin = pair[1] * size
-            count = min(size, int(length[here][0]) - begin)
+            stop = (pair[1] + 1) * size - pair[0] * size // self.lanes
+            begin = max(stop - size, 0)
+            count = min(stop, int(length[here][0])) - begin
             key = stream_key(self.seed, f"window\x1f{pair[0]}\x1f{pair[1]}")
             result[here] = first[here] + begin + permute_within(place[here] - begin, count, key, epoch)
         chunk = np.searchsorted(stops, result, side="right")
@@ -87,13 +95,13 @@ class WindowedSampler:
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         # This epoch's chunks in their order: the first sample id of each, and where the line of samples passes its end.
-        latest = self._latest  # read once: threads of an epoch that ends and of the next may both be here
-        if latest is None or latest[0] != epoch:
+        # Kept in one piece: a thread of the epoch before may still ask.
+        kept = self._chunks
+        if kept is None or kept[0] != epoch:
             chunks = Sampler(len(self.ends), shuffle=True, seed=self.seed).sample_ids(epoch, np.arange(len(self.ends)))
-            before = np.concatenate(([0], self.ends[:-1]))
-            begins = before[chunks]
-            latest = self._latest = (epoch, begins, np.cumsum(self.ends[chunks] - begins))
-        return latest[1:]
+            begins = np.concatenate(([0], self.ends[:-1]))[chunks]
+            self._chunks = kept = epoch, begins, np.cumsum(self.ends[chunks] - begins)
+        return kept[1:]
 
 
 Order = Sampler | WindowedSampler

@@ -81,6 +81,25 @@ def test_it_takes_no_work_after_its_end() -> None:
         pool.submit(print)
 
 
+def test_an_end_while_threads_take_the_last_of_the_work() -> None:
+    def end_many() -> None:
+        for _ in range(3000):
+            pool = DaemonExecutor(3)
+            for _ in range(6):
+                pool.submit(int)
+            pool.shutdown(cancel_futures=True)
+
+    before = sys.getswitchinterval()
+    ending = threading.Thread(target=end_many, daemon=True)
+    try:
+        sys.setswitchinterval(1e-6)
+        ending.start()
+        ending.join(60)
+        assert not ending.is_alive()
+    finally:
+        sys.setswitchinterval(before)
+
+
 def test_they_do_not_keep_a_process_from_ending() -> None:
     script = "import time; from slipstream.daemon import DaemonExecutor; DaemonExecutor(2).submit(time.sleep, 60)"
     assert subprocess.run([sys.executable, "-c", script], timeout=40, check=False).returncode == 0

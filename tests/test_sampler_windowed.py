@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -61,9 +64,45 @@ def test_few_chunks_are_open_at_a_time() -> None:
         most = max(most, len(open_now))
         if last[chunk] == place:
             open_now.remove(chunk)
-    # a window of a lane reaches into one chunk more than its size, and the next begins as it ends
-    assert most <= 2 * lanes * (window + 1)
-    assert most >= lanes * window / 2
+    # a window of a lane reaches into one chunk more than its size, and hardly two lanes begin the next at a time
+    assert lanes * window / 2 <= most <= lanes * (window + 1) + 2 * window
+
+
+def test_lanes_come_to_new_chunks_one_after_another() -> None:
+    rng = np.random.default_rng(0)
+    ends = np.cumsum(rng.integers(90, 111, 1000))
+    sampler, batch = WindowedSampler(ends, seed=1, lanes=16), 256
+    chunks = [
+        np.unique(np.searchsorted(ends, part, side="right"))
+        for part in np.split(order(sampler), range(0, len(sampler), batch))
+    ]
+    assert max(map(len, chunks)) <= 16 * 5 + 4
+    new = [len(np.setdiff1d(here, before)) for before, here in itertools.pairwise(chunks[1:])]
+    assert max(new) <= 16  # and not some 64 in every 25th batch
+
+
+def test_threads_of_two_epochs_do_not_mix_them() -> None:
+    sampler, bad, over = WindowedSampler(np.cumsum([50] * 40), seed=1, lanes=8), [], threading.Event()
+    right = [order(WindowedSampler(np.cumsum([50] * 40), seed=1, lanes=8), epoch) for epoch in range(2)]
+
+    def work(epoch: int) -> None:
+        while not over.is_set():
+            if not np.array_equal(sampler.sample_ids(epoch, np.arange(8)), right[epoch][:8]):
+                bad.append(epoch)
+
+    threads = [threading.Thread(target=work, args=(epoch,)) for epoch in range(2)]
+    before = sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(1e-6)
+        for thread in threads:
+            thread.start()
+        over.wait(3)
+        over.set()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert not bad
 
 
 def test_ranks_read_each_chunk_once_but_for_the_lanes_ends() -> None:
