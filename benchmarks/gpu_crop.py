@@ -13,6 +13,7 @@ import contextlib
 import functools
 import itertools
 import os
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,15 +50,17 @@ OPTIONS: tuple[tuple[int, int, int, int, int, int], ...] = (
     (32, 64, 64, 32, 4, 0),
     (64, 32, 64, 32, 4, 0),
 )
+PARTS = ("launch", "host", "peers", "options")  # the last one takes longest
 TINY = Shape(images=2, long_side=40, global_side=12, local_side=8)
 SEEDS = (0, 1, 2)  # one input set each: a set's bytes are several times a GPU's L2 cache, and the next call has another
 
 
 def main() -> None:
-    """Measure, print a table last, and save after each part."""
+    """Measure, print a table last, and save after each part; status 1 if one failed or was wrong."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", record.RESULTS)), help="folder for JSON")
     parser.add_argument("--name", default="gpu-crop", help="the file's name without .json")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="some parts beside the copy (all)")
     parser.add_argument(
         "--dry-run", action="store_true", help="every path on tiny sizes, on the CPU if there is no GPU"
     )
@@ -71,18 +74,35 @@ def main() -> None:
     result: dict[str, Any] = {"benchmark": "gpu-crop", **record.circumstances(), "dry_run": given.dry_run}
     result["settings"] = {"images": shape.images, "crops": shape.crops(), "dtype": "bfloat16", "seeds": [*SEEDS]}
     result["moved_bytes"] = batches[0].moved_bytes()
+
+    def options() -> list[Any]:
+        result["options"] = []
+        for row in measure_options(batches, OPTIONS[9:11] if given.dry_run else OPTIONS, result["copy"]):
+            result["options"].append(row)
+            record.write(given.name, given.out, result)
+        return result["options"]
+
     parts: dict[str, Callable[[], Any]] = {
         "copy": lambda: copy_bandwidth(device, 1 << (16 if given.dry_run else 31)),
         "launch": lambda: measure_launches(batches, launcher.launch_options(), result["copy"]["bytes_per_second"]),
         "host": lambda: timing.by_host(lambda: launcher.resized_crop(*_arguments(batches[0])), device, calls=20),
-        "options": lambda: measure_options(batches, OPTIONS[9:11] if given.dry_run else OPTIONS, result["copy"]),
         "peers": lambda: measure_peers(batches[0], 1 if given.dry_run else 10),
+        "options": options,
     }
+    failed = False
     for name, part in parts.items():
+        if name not in ("copy", *given.only):
+            continue
         print(f"{name} ...", flush=True)
-        result[name] = part()
+        try:
+            result[name] = part()
+        except Exception as error:  # the other parts need not suffer it
+            traceback.print_exc()
+            result[name] = {"error": f"{type(error).__name__}: {error}"[:500]}
+            failed = True
         record.write(given.name, given.out, result)
     _print_table(result)
+    raise SystemExit(failed)
 
 
 def copy_bandwidth(device: torch.device, count: int) -> dict[str, float]:
@@ -153,9 +173,10 @@ def measure_launches(batches: Sequence[Batch], options: Any, copy_rate: float) -
     }
 
 
-def measure_options(batches: Sequence[Batch], table: Sequence[tuple[int, ...]], copy: dict[str, float]) -> list[Any]:
+def measure_options(
+    batches: Sequence[Batch], table: Sequence[tuple[int, ...]], copy: dict[str, float]
+) -> Iterator[dict[str, Any]]:
     """measure_launches for each row of launch options; a row that does not compile or is wrong says so."""
-    rows = []
     for row in table:
         options: dict[str, Any] = {**launcher.launch_options(), **dict(zip(OPTION_NAMES, row, strict=True))}
         if not options["maxnreg"]:
@@ -164,9 +185,8 @@ def measure_options(batches: Sequence[Batch], table: Sequence[tuple[int, ...]], 
             measured = measure_launches(batches, options, copy["bytes_per_second"])
         except Exception as error:  # a shape may want more than the chip has: the next one may not
             measured = {"options": options, "error": f"{type(error).__name__}: {error}"[:200]}
-        rows.append(measured)
         print(" ", *row, measured.get("error") or f"{measured['launches_milliseconds']:.3f} ms", flush=True)
-    return rows
+        yield measured
 
 
 def measure_peers(batch: Batch, calls: int) -> dict[str, Any]:
@@ -190,22 +210,30 @@ def _arguments(batch: Batch) -> tuple[Any, ...]:
 
 
 def _print_table(result: dict[str, Any]) -> None:
-    launch, copy = result["launch"], result["copy"]
     where = (result["gpu"] or {}).get("name", "CPU (dry run)")
     print(f"\n{where}, {result['commit']}, {result['settings']['images']} images, DINO 2x224 + 8x96, bicubic, bfloat16")
-    print(f"copy {copy['bytes_per_second'] / 1e9:.0f} GB/s; must move {result['moved_bytes'] / 1e6:.0f} MB")
-    for name, times in launch["milliseconds"].items():
-        print(f"{name:24} {times['median']:8.3f} ms ({times['min']:.3f} - {times['max']:.3f})")
-    print(f"{'both launches':24} {launch['launches_milliseconds']:8.3f} ms", end="")
-    print(f" = {launch['bytes_per_second'] / 1e9:.0f} GB/s, {launch['fraction_of_copy']:.1%} of the copy")
-    print(f"{'host, until done':24} {result['host']['median']:8.3f} ms")
-    good = [row for row in result["options"] if "error" not in row]
+    failed = [name for name in ("copy", *PARTS) if isinstance(result.get(name), dict) and "error" in result[name]]
+    for name in failed:
+        print(f"{name:24} {result[name]['error']}")
+    found = {name: part for name, part in result.items() if name not in failed}
+    if "copy" in found:
+        print(
+            f"copy {found['copy']['bytes_per_second'] / 1e9:.0f} GB/s; must move {result['moved_bytes'] / 1e6:.0f} MB"
+        )
+    if launch := found.get("launch"):
+        for name, times in launch["milliseconds"].items():
+            print(f"{name:24} {times['median']:8.3f} ms ({times['min']:.3f} - {times['max']:.3f})")
+        print(f"{'both launches':24} {launch['launches_milliseconds']:8.3f} ms", end="")
+        print(f" = {launch['bytes_per_second'] / 1e9:.0f} GB/s, {launch['fraction_of_copy']:.1%} of the copy")
+    if host := found.get("host"):
+        print(f"{'host, until done':24} {host['median']:8.3f} ms")
+    good = [row for row in found.get("options", ()) if "error" not in row]
     for row in sorted(good, key=lambda row: row["launches_milliseconds"]):
         options = row["options"]
         shape = " x ".join(str(options[f"BLOCK_{axis}"]) for axis in "HWRK") + f", {options['num_warps']} warps"
         shape += f", {options['maxnreg']} registers" if "maxnreg" in options else ""
         print(f"{shape:38} {row['launches_milliseconds']:8.3f} ms = {row['fraction_of_copy']:.1%} of the copy")
-    for name, times in result["peers"].items():
+    for name, times in found.get("peers", {}).items():
         print(f"{name:24} " + (times.get("error") or f"{times['median']:8.2f} ms by the host's clock"))
 
 

@@ -44,6 +44,7 @@ BOUNDS = {ops.GAUSSIAN_BLUR: 2e-5, ops.WARP: 1e-4}
 JUMPS = (ops.SOLARIZE, ops.SOLARIZE_ADD, ops.POSTERIZE, ops.EQUALIZE, ops.BOX_BLUR, ops.WARP)
 MOST_BEYOND = 1e-3
 ROUNDING = {torch.float32: 2**-22, torch.float16: 2**-10, torch.bfloat16: 2**-7}  # a step, of the value
+MOST_SLEEP = 200.0  # milliseconds: one call that took long must not make all that follow it take twice as long
 MOST_DIFFERENT = 0.02  # a difference of BOUND changes the rounding of so few
 
 
@@ -205,7 +206,7 @@ def by_queue(
         if queued < 0.9 * marks[0].elapsed_time(marks[1]):
             samples.append(marks[1].elapsed_time(marks[2]))
         else:
-            sleep = 2 * queued + 1
+            sleep = min(2 * queued + 1, MOST_SLEEP)
         if len(samples) > calls:
             break
     samples = sorted(samples[1:])

@@ -1,4 +1,5 @@
-"""Images a second on a GPU: JPEG decoding alone, by its shares for the JPEG engines, and the whole loader with DINO-10.
+"""Images a second on a GPU: JPEG decoding alone, by its shares for the JPEG engines, and the whole loader with DINO-10;
+and how far apart the pixels of the engines, of the CUDA decoder and of Pillow are.
 
 Decoding is DALI's "mixed" through slipstream's decoder. Encoded images are in RAM, repeated to the epoch's length.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,26 +22,66 @@ import torch
 from gpu_batch import Shape
 
 HW_LOADS = (0.65, 0.0, 0.4, 0.8, 0.9, 1.0)
+DIFFERENT_BATCHES = 8  # the same images in the same memory again look unwritten, and each would be decoded on the CPU
+
+
+def decoder_of(load: float, device: torch.device, batch_size: int, threads: int, verify: bool) -> Any:
+    """Slipstream's decoder with this share of a batch for the JPEG engines."""
+    from slipstream import decode_dali
+    from slipstream.decode import Decoder
+
+    with mock.patch.object(decode_dali, "_HW_DECODER_LOAD", load):  # read when the pipeline is built, which is now
+        return Decoder(device=device, max_batch=batch_size, num_threads=threads, max_pixels=1 << 28, verify=verify)
 
 
 def decode_rates(folder: Path, device: torch.device, batch_size: int, batches: int, threads: int) -> dict[str, Any]:
-    """Images a second of decoding by the share of each batch that the JPEG engines get."""
-    from slipstream import decode
-
+    """Images a second of decoding by the share of each batch that the JPEG engines get, and with its check."""
     found = photographs.paths(folder)
-    files = [np.fromfile(found[index % len(found)], np.uint8) for index in range(batch_size)]
+    chosen = np.random.default_rng(0).integers(len(found), size=(DIFFERENT_BATCHES, batch_size))
+    files = [[np.fromfile(found[index], np.uint8) for index in row] for row in chosen.tolist()]
+    expected = [[*photographs.decoded(found[index]).shape[:2]] for index in chosen[0].tolist()]
+    runs = [(str(load), load, False) for load in (HW_LOADS if device.type == "cuda" else HW_LOADS[:1])]
     rates: dict[str, Any] = {}
-    for load in HW_LOADS if device.type == "cuda" else HW_LOADS[:1]:
-        with mock.patch.object(decode, "_HW_DECODER_LOAD", load):
-            decoder = decode.Decoder(device=device, max_batch=batch_size, num_threads=threads, max_pixels=1 << 28)
+    for name, load, verify in [*runs, (f"{HW_LOADS[0]}, checked", HW_LOADS[0], True)]:
+        decoder = decoder_of(load, device, batch_size, threads, verify)
         try:
-            sizes = decoder.decode(files, range(batch_size), str).sizes.tolist()
-            assert sizes == [[*photographs.decoded(found[index % len(found)]).shape[:2]] for index in range(batch_size)]
-            rates[str(load)] = _decode_rate(decoder, files, batches)
+            assert decoder.decode(files[0], range(batch_size), str).sizes.tolist() == expected
+            rates[name] = _decode_rate(decoder, files, batches)
         finally:
             decoder.close()
-        print(f"  decode, hw_decoder_load {load}: {rates[str(load)]:.0f} images/s", flush=True)
+        print(f"  decode, hw_decoder_load {name}: {rates[name]:.0f} images/s", flush=True)
     return rates
+
+
+def decode_differences(folder: Path, device: torch.device, batch_size: int, threads: int) -> dict[str, Any]:
+    """How far apart the pixels are, of 255: the JPEG engines', the CUDA decoder's, Pillow's, and a reversed batch's.
+
+    Where engines and CUDA differ, an image's pixels depend on which of them its batch gave it to.
+    """
+    found = photographs.paths(folder)[:batch_size]
+    files = [np.fromfile(path, np.uint8) for path in found]
+    pixels = {"Pillow": [photographs.decoded(path) for path in found]}
+    for name, load, step in (("engines", 1.0, 1), ("CUDA", 0.0, 1), ("shared", 0.65, 1), ("reversed", 0.65, -1)):
+        decoder = decoder_of(load, device, batch_size, threads, False)
+        try:
+            batch = decoder.decode(files[::step], range(len(files)), str)
+            batch.wait_on_current_stream()
+            pixels[name] = [batch.image(row).permute(1, 2, 0).cpu().numpy().copy() for row in range(len(files))][::step]
+        finally:
+            decoder.close()
+    pairs = ("engines", "CUDA"), ("engines", "Pillow"), ("CUDA", "Pillow"), ("shared", "reversed")
+    return {f"{one} - {other}": _differences(pixels[one], pixels[other]) for one, other in pairs}
+
+
+def _differences(images: list[np.ndarray], others: list[np.ndarray]) -> dict[str, float]:
+    # Images that differ at all, their greatest difference, and the greatest mean of one.
+    each = [np.abs(one.astype(np.int16) - other) for one, other in zip(images, others, strict=True)]
+    return {
+        "images": len(each),
+        "unlike": sum(bool(difference.any()) for difference in each),
+        "max": max(int(difference.max()) for difference in each),
+        "mean": max(float(difference.mean()) for difference in each),
+    }
 
 
 def loader_rates(
@@ -86,21 +128,21 @@ def loader_rates(
     return rates
 
 
-def _decode_rate(decoder: Any, files: list[np.ndarray], batches: int) -> float:
-    held = decoder.decode(files, range(len(files)), str)
+def _decode_rate(decoder: Any, files: list[list[np.ndarray]], batches: int) -> float:
+    held = decoder.decode(files[0], range(len(files[0])), str)
     begin = time.perf_counter()
-    for _ in range(batches):
-        made = decoder.decode(files, range(len(files)), str)
+    for number in range(1, batches + 1):
+        made = decoder.decode(files[number % len(files)], range(len(files[0])), str)
         if held.ready is not None:
             held.ready.synchronize()  # one batch ahead, as the loader is
         held = made
     if held.ready is not None:
         held.ready.synchronize()
-    return len(files) * batches / (time.perf_counter() - begin)
+    return len(files[0]) * batches / (time.perf_counter() - begin)
 
 
 def main() -> None:
-    """Measure, print a table last, and save; a missing package is said, and is no failure."""
+    """Measure, print a table last, and save after each part; a missing package is said, and is no failure."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", record.RESULTS)), help="folder for JSON")
     parser.add_argument("--name", default="gpu-loader", help="the file's name without .json")
@@ -115,9 +157,11 @@ def main() -> None:
     threads = len(os.sched_getaffinity(0))
     result: dict[str, Any] = {"benchmark": "gpu-loader", **record.circumstances(), "dry_run": given.dry_run}
     result["settings"] = {"batch_size": batch_size, "batches": batches, "threads": threads}
+    failed = False
     with photographs.in_memory(None) as folder:
         parts: dict[str, Callable[[], Any]] = {
             "decode": lambda: decode_rates(folder, device, batch_size, batches, threads),
+            "differences": lambda: decode_differences(folder, device, batch_size, threads),
             "loader": lambda: loader_rates(folder, device, Shape(), batch_size, batches, threads),
         }
         for name, part in parts.items():
@@ -125,14 +169,26 @@ def main() -> None:
                 result[name] = part()
             except ModuleNotFoundError as error:
                 result[name] = {"error": f"not installed: {error}"}
+            except Exception as error:  # the other parts need not suffer it
+                traceback.print_exc()
+                result[name] = {"error": f"{type(error).__name__}: {error}"[:500]}
+                failed = True
             record.write(given.name, given.out, result)
     print(
         f"\n{(result['gpu'] or {}).get('name', 'CPU (dry run)')}, {threads} threads, batches of {batch_size}: images/s"
     )
     for load, rate in result["decode"].items():
         print(f"{'decode, engines ' + load:24} " + (f"{rate:8.0f}" if isinstance(rate, float) else rate))
+    for pair, told in result["differences"].items():
+        print(f"{'pixels, ' + pair:24} " + (_told(told) if isinstance(told, dict) else told))
     for name, rate in result["loader"].items():
         print(f"{'loader, ' + name:24} " + (f"{rate['median']:8.0f}" if isinstance(rate, dict) else rate))
+    raise SystemExit(failed)
+
+
+def _told(found: dict[str, float]) -> str:
+    unlike = f"{found['unlike']} of {found['images']} images differ"
+    return f"{unlike}, by {found['max']} at most, {found['mean']:.2f} on average"
 
 
 if __name__ == "__main__":

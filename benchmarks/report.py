@@ -73,10 +73,18 @@ def crop_tables(result: Result) -> list[str]:
 
 
 def gpu_crop_tables(result: Result) -> list[str]:
-    """The launches against the copy, the launch options, the peers."""
-    launch, copy = result["launch"], result["copy"]
-    rows = [[name, milliseconds(times)] for name, times in launch["milliseconds"].items()]
-    rows.append(["both launches", f"{launch['launches_milliseconds']:.3f}"])
+    """The launches against the copy, the launch options, the peers: what there is of them."""
+    errors = [f"{name}: {part['error']}" for name, part in result.items() if isinstance(part, dict) and "error" in part]
+    result = {name: part for name, part in result.items() if not isinstance(part, dict) or "error" not in part}
+    about = [f"{result['settings']['images']} ragged images, DINO's ten crops, bicubic, bfloat16:"]
+    about.append(f"{result['moved_bytes'] / 1e6:.0f} MB must move.")
+    tables = []
+    if launch := result.get("launch"):
+        rate, of_copy = launch["bytes_per_second"] / 1e9, f"{launch['fraction_of_copy']:.1%}"
+        about.append(f"{rate:.0f} GB/s are {of_copy} of a copy's {result['copy']['bytes_per_second'] / 1e9:.0f} GB/s.")
+        rows = [[name, milliseconds(times)] for name, times in launch["milliseconds"].items()]
+        rows.append(["both launches", f"{launch['launches_milliseconds']:.3f}"])
+        tables.append(table(["on the device", "ms (min - max)"], rows))
     options = [
         [
             " x ".join(str(row["options"][f"BLOCK_{axis}"]) for axis in "HWRK"),
@@ -87,16 +95,12 @@ def gpu_crop_tables(result: Result) -> list[str]:
         ]
         for row in sorted(result.get("options", ()), key=lambda row: row.get("launches_milliseconds", 1e9))
     ]
+    if options:
+        tables.append(table(["BLOCK_H x W x R x K", "warps", "maxnreg", "ms", "of the copy"], options))
     peers = [[name, times.get("error") or milliseconds(times)] for name, times in result.get("peers", {}).items()]
-    fraction = f"{launch['fraction_of_copy']:.1%}"
-    return [
-        f"{result['settings']['images']} ragged images, DINO's ten crops, bicubic, bfloat16: "
-        f"{result['moved_bytes'] / 1e6:.0f} MB must move; {launch['bytes_per_second'] / 1e9:.0f} GB/s are {fraction} "
-        f"of a copy's {copy['bytes_per_second'] / 1e9:.0f} GB/s. {circumstances(result)}",
-        table(["on the device", "ms (min - max)"], rows),
-        table(["BLOCK_H x W x R x K", "warps", "maxnreg", "ms", "of the copy"], options),
-        table(["by the host's clock", "ms (min - max)"], peers),
-    ]
+    if peers:
+        tables.append(table(["by the host's clock", "ms (min - max)"], peers))
+    return [" ".join([*about, circumstances(result)]), *errors, *tables]
 
 
 def gpu_recipe_tables(result: Result) -> list[str]:
@@ -145,7 +149,14 @@ def gpu_loader_tables(result: Result) -> list[str]:
         for name, rate in result.get(kind, {}).items():
             value = rate["median"] if isinstance(rate, dict) else rate
             rows.append([label.format(name), value if isinstance(value, str) else f"{value:.0f}"])
-    return [f"Images/s from JPEG bytes in RAM. {circumstances(result)}", table(["", "images/s"], rows)]
+    apart = [
+        [pair, *(f"{told[key]:g}" for key in ("unlike", "images", "max")), f"{told['mean']:.2f}"]
+        for pair, told in result.get("differences", {}).items()
+        if isinstance(told, dict)
+    ]
+    tables = [table(["pixels of two decoders, of 255", "differ in", "of images", "max", "greatest mean"], apart)]
+    about = f"Images/s from JPEG bytes in RAM. {circumstances(result)}"
+    return [about, table(["", "images/s"], rows), *(tables if apart else [])]
 
 
 def circumstances(result: Result) -> str:

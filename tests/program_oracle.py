@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
+from gpu_copies import bring_back, to_gpu
 from slipstream_kernels import ops
 from slipstream_kernels.ops import OP_WIDTH, ProgramFormat
 from slipstream_kernels.programs_cpu import run_programs_cpu
@@ -104,17 +105,10 @@ def in_interpreter(
 def on_gpu(images: Any, programs: Any, formats: Any, out: list[torch.Tensor] | None = None) -> list[torch.Tensor]:
     from slipstream_kernels.programs import run_programs
 
-    def moved(tensor: torch.Tensor) -> torch.Tensor:
-        # strides survive: the whole of what they span is copied
-        memory = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage()).cuda()
-        return memory.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
-
-    there = None if out is None else [moved(tensor) for tensor in out]
-    result = run_programs([moved(image) for image in images], programs, formats, there)
+    there = None if out is None else [to_gpu(tensor) for tensor in out]
+    result = run_programs([to_gpu(image) for image in images], programs, formats, there)
     if out is not None and there is not None:
-        for host, tensor in zip(out, there, strict=True):
-            memory = torch.empty(0, dtype=host.dtype).set_(host.untyped_storage())
-            memory.copy_(torch.empty(0, dtype=host.dtype, device="cuda").set_(tensor.untyped_storage()))
+        bring_back(out, there)
     return [tensor.cpu() for tensor in result]
 
 

@@ -105,8 +105,8 @@ PIPELINES: dict[str, Callable[[int, int], list[Any]]] = {
     "copies": copies,
     "every kind": every_kind,
     "own": lambda large, small: [RandomResizedCrop(large), RandomGrayscale(0.5), RandomShade(), ColorJitter(0.4)],
-    "five": lambda large, small: [FiveCrop(small), ColorJitter(0.4), Normalize()],
-    "ten": lambda large, small: [TenCrop(small), RandomGrayscale(0.5)],
+    "five": lambda large, small: [FiveCrop(small, resize=large), ColorJitter(0.4), Normalize()],
+    "ten": lambda large, small: [TenCrop(small, resize=large), RandomGrayscale(0.5)],
     "resized": lambda large, small: [Resize((large, small)), GaussianBlur(3, (0.1, 2.0))],
 }
 

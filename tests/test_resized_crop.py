@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from crop_oracle import oracle, random_jobs
+from gpu_copies import bring_back, formats_on_gpu, to_gpu
 from PIL import Image
 from slipstream_kernels.crop_jobs import OutputFormat, empty_outputs
 from slipstream_kernels.ragged import RaggedBatch
@@ -33,23 +34,11 @@ def _in_interpreter(images, jobs, formats, out=None):
 def _on_gpu(images, jobs, formats, out=None):
     from slipstream_kernels.resized_crop import resized_crop
 
-    # strides survive: the whole of what an image's strides span is copied
-    moved, tensors = [], [images.image(index) for index in range(len(images))]
-    for tensor in tensors:
-        storage = torch.from_numpy(np.frombuffer(tensor.untyped_storage(), np.uint8)).cuda()  # pyright: ignore
-        moved.append(storage.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()))
-    formats = [
-        OutputFormat(size=f.size, table=None if f.table is None else f.table.cuda(), channels_last=f.channels_last)
-        for f in formats
-    ]
-    on_gpu = None if out is None else [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype).cuda() for t in out]
-    if out is not None and on_gpu is not None:
-        for source, target in zip(out, on_gpu, strict=True):
-            target.copy_(source)
-    result = resized_crop(RaggedBatch.from_images(moved), jobs, formats, on_gpu)
-    if out is not None:
-        for source, target in zip(out, result, strict=True):
-            source.copy_(target)
+    moved = [to_gpu(images.image(index)) for index in range(len(images))]
+    there = None if out is None else [to_gpu(tensor) for tensor in out]
+    result = resized_crop(RaggedBatch.from_images(moved), jobs, formats_on_gpu(formats), there)
+    if out is not None and there is not None:
+        bring_back(out, there)
     return [tensor.cpu() for tensor in result]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from crop_oracle import oracle, random_jobs
+from gpu_copies import formats_on_gpu
 from slipstream_kernels.crop_jobs import FILTER, FLIP, OutputFormat
 from slipstream_kernels.ragged import RaggedBatch
 from slipstream_kernels.reference import resized_crop_reference
@@ -32,7 +33,7 @@ def _with_triton(images, jobs, formats, out=None):
 
 def _on_gpu(images, jobs, formats, out=None):
     moved = [tuple(torch.from_numpy(plane).cuda() for plane in planes) for planes in images.owners]
-    return [crop.cpu() for crop in _with_triton(RaggedBatch.from_planes(moved), jobs, formats)]
+    return [crop.cpu() for crop in _with_triton(RaggedBatch.from_planes(moved), jobs, formats_on_gpu(formats))]
 
 
 @pytest.fixture(

@@ -56,7 +56,7 @@ def points(**grown: float) -> list[Census]:
     return found
 
 
-GROWN = {"resident": 1.03, "trimmed": 1.03, "gpu_used": 1.03, "maps": 1.1, "gpu_allocated": 9}
+GROWN = {"resident": 1.03, "trimmed": 1.03, "gpu_used": 1.03, "maps": 1.1, "gpu_allocated": 9 * MB}
 
 
 @pytest.mark.parametrize("name", [*GROWN, "threads", "descriptors", "sockets"])
