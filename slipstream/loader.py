@@ -199,8 +199,14 @@ class SlipstreamLoader:
         return "\n".join(parts) or "no pipelines: images are handed out as they are decoded"
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch that the next `iter()` gives; the one running goes on."""
-        self._next_epoch, self._next_start = checks.whole("epoch", epoch, 0), 0
+        """The epoch that the next `iter()` gives; the one running goes on.
+
+        It begins at its first sample, but for the epoch of a state just loaded, which goes on where it stood: a training
+        loop may set every epoch, the resumed one too.
+        """
+        epoch = checks.whole("epoch", epoch, 0)
+        if epoch != self._next_epoch:
+            self._next_epoch, self._next_start = epoch, 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """The next epoch's batches; the iterator before it ends."""

@@ -97,6 +97,25 @@ def test_many_ranks_go_on_where_one_stopped(folder: Path) -> None:
     assert all(torch.equal(crop, expected[number]) for number, crop in rest)
 
 
+def test_setting_the_epoch_of_a_loaded_state_keeps_its_place(folder: Path) -> None:
+    with make(folder) as loader:
+        whole = samples(loader)
+        second = iter(loader)
+        next(second)
+        state = loader.state_dict()
+        rest = samples(second)
+    with make(folder) as other:
+        other.load_state_dict(state)
+        other.set_epoch(1)  # as loops do before every epoch
+        assert other.state_dict() == state
+        assert same(samples(other), rest)
+        other.load_state_dict(state)
+        other.set_epoch(0)
+        assert same(samples(other), whole)
+        other.set_epoch(1)
+        assert len(samples(other)) == COUNT  # all of it, now that the state's part is gone through
+
+
 def test_what_is_made_ahead_is_not_counted(folder: Path) -> None:
     with make(folder, prefetch=3) as loader:
         assert loader.state_dict()["position"] == 0
