@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import torch
 
+from . import checks
 from .crop import RandomResizedCrop
 from .presets_multicrop import Range, Stages, dino_stages, named, pil_blur
 from .presets_multicrop import dino as dino
@@ -146,4 +147,4 @@ def ijepa(
 
 def _tenth(size: int) -> int:
     # SimCLR's and BYOL's kernel: a tenth of the height, halved to a whole radius.
-    return 2 * (size // 20) + 1
+    return 2 * (checks.size("size", size)[0] // 20) + 1
