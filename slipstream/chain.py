@@ -85,6 +85,12 @@ class Chain:
             bits ^= np.where(flipped, flip_bits(stage), 0).astype(np.int32)
         return bits
 
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raise ValueError if a stage of ours cannot take crops of this size (h, w), by drawing for one of them."""
+        for step in self.steps:
+            if isinstance(step, Section):
+                step.sample(np.zeros(1, np.int64), 0, size)
+
     def sample_steps(self, sample_ids: np.ndarray, epoch: int, size: tuple[int, int]) -> tuple[Any, ...]:
         """What each step is to do with each sample of this size (h, w): a program, or what the user's stage drew."""
         return tuple(step.sample(sample_ids, epoch, size) for step in self.steps)

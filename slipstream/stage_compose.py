@@ -137,7 +137,7 @@ def _programs(stages: Sequence[ProgramStage], draws: Draws, size: tuple[int, int
 
 def _check_inner(field: str, stages: Any) -> tuple[ProgramStage, ...]:
     if not isinstance(stages, Sequence) or isinstance(stages, str):
-        raise TypeError(f"{field} must be a list of stages, got {stages!r}")
+        raise TypeError(f"{field} must be a list of stages, got {checks.brief(stages)}")
     if not stages:
         raise ValueError(f"{field} must hold one stage or more, got {stages!r}")
     for index, stage in enumerate(stages):
@@ -146,6 +146,6 @@ def _check_inner(field: str, stages: Any) -> tuple[ProgramStage, ...]:
             raise TypeError(
                 f"{field}[{index}] must be a stage that samples a program (a flip, colour, blur, warp or erasing "
                 f"stage, RandAugment, RandomApply, ...); Normalize, ToDtype and functions go into the crop's own "
-                f"list, got {stage!r}"
+                f"list, got {checks.brief(stage)}"
             )
     return tuple(stages)
