@@ -8,7 +8,7 @@ and nothing has to wait on the host.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -201,8 +201,8 @@ class SlipstreamLoader:
     def set_epoch(self, epoch: int) -> None:
         """The epoch that the next `iter()` gives; the one running goes on.
 
-        It begins at its first sample, but for the epoch of a state just loaded, which goes on where it stood: a training
-        loop may set every epoch, the resumed one too.
+        It begins at its first sample, but for the epoch of a state just loaded, which goes on where it stood: a loop
+        may set every epoch, the resumed one too.
         """
         epoch = checks.whole("epoch", epoch, 0)
         if epoch != self._next_epoch:
@@ -308,7 +308,7 @@ def _check_mixing(stages: Any, pipelines: Mapping[str, Pipeline], fields: Mappin
 
 
 def _read_fields(fields: Mapping[str, str], exclude_fields: Sequence[str]) -> dict[str, str]:
-    if isinstance(exclude_fields, str):
+    if isinstance(exclude_fields, str) or not isinstance(exclude_fields, Collection):
         raise TypeError(f"exclude_fields must be a list of field names, got {exclude_fields!r}")
     unknown = [name for name in exclude_fields if name not in fields]
     if unknown:
@@ -324,7 +324,7 @@ def _compile(
     exclude_fields: Sequence[str],
 ) -> dict[str, Pipeline]:
     if not isinstance(pipelines, Mapping):
-        raise TypeError(f"pipelines must be a dict of image field -> stages, got {pipelines!r}")
+        raise TypeError(f"pipelines must be a dict of image field -> stages, got {checks.brief(pipelines)}")
     for name in pipelines:
         if name in exclude_fields:
             raise ValueError(f"pipelines names {name!r}, which exclude_fields leaves out")
@@ -342,6 +342,7 @@ def _compile(
                 )
     taken = {name: "a field" for name in fields if name not in pipelines} | {
         "_indices": "the sample ids",
+        "_valid": "what samples are themselves",
         "_plan": "the plan",
     }
     for field, pipeline in compiled.items():

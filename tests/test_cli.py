@@ -190,7 +190,7 @@ def test_errors_are_one_line_and_exit_code_2(arguments, message, tmp_path, monke
 def test_an_error_of_a_subprocess_shows_no_traceback(tmp_path):
     done = run("demo", "--data", "nowhere", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "slipstream demo: error: local_dir 'nowhere' does not exist\n"
+    assert done.stderr == "slipstream demo: error: source 'nowhere' does not exist\n"
 
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
