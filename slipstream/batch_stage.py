@@ -101,6 +101,8 @@ class BatchStage(ABC):
     def _targets(self, batch: Mapping[str, Any], count: int, device: torch.device) -> torch.Tensor:
         # The label as float32 [B, num_classes] on the device: one-hot, or as it is after another batch stage.
         label, classes = batch.get(self.label), self.num_classes
+        if count == 0 and self.label in batch:  # all samples left out: a list, where the field does not tell its kind
+            return torch.zeros(0, classes, device=device)
         if not isinstance(label, torch.Tensor):
             if self.label not in batch:
                 raise ValueError(f"label must name a field of the batch, got {self.label!r} of {list(batch)}")

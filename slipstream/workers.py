@@ -292,7 +292,8 @@ def finish(resources: Resources, drawn: Drawn) -> dict[str, Any]:
     labels = {stage.label for stage in resources.batch_stages}
     for field, values in drawn.values.items():
         # labels are checked on the host, by the stage that then moves them
-        batch[field] = collate(values, torch.device("cpu") if field in labels else resources.device)
+        kind = resources.dataset.fields[field]
+        batch[field] = collate(values, torch.device("cpu") if field in labels else resources.device, kind)
     if resources.tells_valid:
         batch["_valid"] = to_device(drawn.valid, resources.device)
     batch["_indices"] = torch.from_numpy(np.array(drawn.sample_ids, np.int64))
