@@ -7,6 +7,7 @@ and nothing has to wait on the host.
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,8 @@ from .shares import Shares, choose_ranks, choose_tail
 from .state import fingerprint, make_state, read_state
 from .workers import CLOSED, Drawn, Resources, Work, end_from_any_thread, finish
 
+_log = logging.getLogger("slipstream")
+
 
 class SlipstreamLoader:
     """Batches of a dataset's samples: named crops of every image, and the other fields.
@@ -52,7 +55,7 @@ class SlipstreamLoader:
     prefetch: batches waiting to be taken; up to three more are being made. apply_exif: turn images as their EXIF
     orientation says. batch_stages: MixUp, CutMix, ... on the finished batch. return_plan: add `_plan`, a dict of image
     field -> Plan, what was drawn for the batch, and under `_batch_stages` what each batch stage drew. verbose: a line
-    about the data, and progress of downloads.
+    about the data (rank 0's), and progress of downloads.
 
     A batch is a dict: each crop by its name, [B, 3, h, w] (without names, under its field: a tensor, or a list of
     them); the other fields as int64, float32 or bool [B], equal-shape arrays stacked, anything else as a list; and
@@ -149,7 +152,10 @@ class SlipstreamLoader:
         self._next_epoch = self._next_start = 0
         self._progress: _Progress | None = None
         self._finalizer = weakref.finalize(self, end_from_any_thread, self._resources.close)
-        if verbose:
+        if len(dataset) and not len(self._shares(0)):
+            step = f"a step of {self.world_size} x {self.batch_size}"
+            _log.warning("an epoch has no batch: tail='drop', and %d samples do not fill %s", len(dataset), step)
+        if verbose and self.rank == 0:
             took = getattr(dataset.source, "scan_seconds", None)
             scan = "" if took is None else f" (found in {took:.2f} s)"
             print(
