@@ -34,9 +34,11 @@ class Section:
     label: str
 
     def output_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """What it makes of images of this dtype."""
+        """What it makes of images of this dtype: of float64, which it works on in float32, float32."""
         normalizes = any(isinstance(stage, Normalize) for _, stage in self.stages)
-        return self.dtype or (torch.float32 if normalizes and dtype == torch.uint8 else dtype)
+        if dtype == torch.float64 or (normalizes and dtype == torch.uint8):
+            dtype = torch.float32
+        return self.dtype or dtype
 
     def sample(self, sample_ids: np.ndarray, epoch: int, size: tuple[int, int]) -> np.ndarray:
         """The program of each sample: float32 [B, K, 16], K 1 or more."""

@@ -23,8 +23,9 @@ from .stage_program import ProgramStage, applied, where
 class RandomApply(ProgramStage):
     """All the stages, in order, with probability p: torchvision's RandomApply, drawn for each sample.
 
-    stages: one or more that sample programs. seed: its own instead of the loader's. Raises ValueError or TypeError that
-    names the parameter, or the place of a stage that cannot stand here.
+    stages: one or more that sample programs. seed: its own instead of the loader's. Images and output as in
+    RandomGrayscale. Raises ValueError or TypeError that names the parameter, or the place of a stage that cannot stand
+    here.
     """
 
     stages: Sequence[ProgramStage]
@@ -55,8 +56,8 @@ class RandomChoice(ProgramStage):
     """One of the stages, picked at random: torchvision's RandomChoice, drawn for each sample.
 
     stages: one or more that sample programs. p: their weights, 0 or more, not all 0, of any sum; all alike by default.
-    seed: its own instead of the loader's. Raises ValueError or TypeError that names the parameter, or the place of a
-    stage that cannot stand here.
+    seed: its own instead of the loader's. Images and output as in RandomGrayscale. Raises ValueError or TypeError that
+    names the parameter, or the place of a stage that cannot stand here.
     """
 
     stages: Sequence[ProgramStage]
@@ -95,7 +96,8 @@ class RandomOrder(ProgramStage):
     """All the stages, in a random order: torchvision's RandomOrder, drawn for each sample.
 
     stages: one or more that sample programs; each one's operations stay together. seed: its own instead of the
-    loader's. Raises ValueError or TypeError that names the parameter, or the place of a stage that cannot stand here.
+    loader's. Images and output as in RandomGrayscale. Raises ValueError or TypeError that names the parameter, or the
+    place of a stage that cannot stand here.
     """
 
     stages: Sequence[ProgramStage]
