@@ -27,7 +27,7 @@ from .fetch_ahead import check_fits
 from .loading import make_stand_in
 from .pipeline import Pipeline
 from .sampler_windowed import WindowedSampler, make_sampler
-from .shares import Shares, choose_ranks, choose_tail
+from .shares import Shares, choose_ranks, choose_tail, distributed_ranks
 from .state import fingerprint, make_state, read_state
 from .workers import CLOSED, Drawn, Resources, Work, end_from_any_thread, finish
 
@@ -98,6 +98,7 @@ class SlipstreamLoader:
         self.dataset = dataset
         self.batch_size = checks.whole("batch_size", batch_size, 1)
         self.rank, self.world_size = choose_ranks(rank, world_size)
+        self._finds_ranks = rank is None
         self.tail = choose_tail(tail, checks.flag("drop_last", drop_last), self.world_size)
         self.on_error = checks.one_of("on_error", on_error, POLICIES)
         self.seed = checks.whole("seed", seed)
@@ -215,14 +216,27 @@ class SlipstreamLoader:
             self._next_epoch, self._next_start = epoch, 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """The next epoch's batches; the iterator before it ends."""
+        """The next epoch's batches; the iterator before it ends.
+
+        Raises RuntimeError where torch.distributed was initialized after the loader was made, and has other ranks.
+        """
         self._resources.check_usable()
+        self._check_ranks()
         self._resources.let_go()
         progress = _Progress(self._next_epoch, self._shares(self._next_start))
         self._next_epoch, self._next_start = self._next_epoch + 1, 0
         work = Work(self._resources, self._sampler, progress.epoch, progress.shares)
         self._progress = progress
         return _Epoch(self, work, progress)
+
+    def _check_ranks(self) -> None:
+        # Made before init_process_group, and not under torchrun, every rank would take every sample.
+        ranks = distributed_ranks() if self._finds_ranks else None
+        if ranks not in (None, (self.rank, self.world_size)):
+            raise RuntimeError(
+                f"this loader was made as rank {self.rank} of {self.world_size}, and torch.distributed has rank "
+                f"{ranks[0]} of {ranks[1]}: make it after init_process_group, or give rank= and world_size="
+            )
 
     def shutdown(self) -> None:
         """End the background threads and the decoder; a second call does nothing. Batches handed out stay valid.

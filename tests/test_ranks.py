@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from test_resume import COUNT, folder, make, samples  # noqa: F401  (folder is a fixture)
+from torch import distributed
 
 from slipstream import SlipstreamDataset, SlipstreamLoader
 
@@ -61,6 +62,19 @@ def test_the_ranks_share_the_epoch(folder: Path, tmp_path: Path, world: int) -> 
     for number, step in enumerate(steps):  # the same global batch at each step
         parts = [tuple(pair) for each in ranks for pair in (each["pad"][number] if number < len(each["pad"]) else [])]
         assert sorted(parts) == sorted(step)
+
+
+def test_a_loader_made_before_the_process_group_is_told(folder: Path, monkeypatch) -> None:  # noqa: F811
+    with make(folder) as early, make(folder, rank=0, world_size=1) as alone:
+        next(iter(early))
+        monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+        monkeypatch.setattr(distributed, "get_rank", lambda: 1)
+        monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+        with pytest.raises(RuntimeError, match=r"as rank 0 of 1, and torch.distributed has rank 1 of 2: make it after"):
+            iter(early)
+        assert len(list(alone)) == 10
+        with make(folder) as late:
+            assert len(list(late)) == 5
 
 
 def test_one_rank_of_many_prints_the_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
