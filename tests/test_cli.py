@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import sys
@@ -185,6 +186,17 @@ def test_errors_are_one_line_and_exit_code_2(arguments, message, tmp_path, monke
     assert errors.startswith("slipstream")
     assert errors.count("\n") == 1
     assert not (tmp_path / "new").exists()
+
+
+def test_a_reader_that_ends_early_is_no_error(tmp_path):
+    image_folder(tmp_path / "images")
+    program = f"{sys.executable} -c 'import sys; from slipstream.cli import main; sys.exit(main())'"
+    for unbuffered in ("", "1"):
+        environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        shell = f"({program} inspect images 2>errors; echo $? >code) | true"
+        subprocess.run(["bash", "-c", shell], cwd=tmp_path, env=environment, check=True, timeout=100)
+        assert (tmp_path / "code").read_text() == "141\n"
+        assert "rror" not in (tmp_path / "errors").read_text()
 
 
 def test_an_error_of_a_subprocess_shows_no_traceback(tmp_path):
