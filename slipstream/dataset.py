@@ -201,7 +201,7 @@ def _open_tables(place: str, extension: str) -> Source:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "pyarrow":
             raise
-        raise ImportError(f"{place}: Parquet and Arrow files need pyarrow: pip install slipstream[parquet]") from error
+        raise ImportError(f"{place}: Parquet and Arrow files need pyarrow: pip install pyarrow") from error
     return open_parquet(place) if extension == ".parquet" else open_arrow(place)
 
 

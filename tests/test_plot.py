@@ -275,7 +275,7 @@ def test_a_notebook_shows_the_figure_once(monkeypatch):
 
 def test_missing_matplotlib_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"pip install slipstream\[plot\]"):
+    with pytest.raises(ImportError, match=r"pip install matplotlib$"):
         show_batch(batch_of(1, 8))
 
 
