@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,8 @@ class SlipstreamDataset(torch.utils.data.Dataset):
         if max_cache_size is not None:
             max_cache_size = checks.byte_count("max_cache_size", max_cache_size)
         checks.flag("allow_pickle", allow_pickle)
+        if not isinstance(storage_options, (Mapping, NoneType)):  # not shown: it may hold credentials
+            raise TypeError(f"storage_options must be a dict of boto3's, got {type(storage_options).__name__}")
         self.decode_images = checks.flag("decode_images", decode_images)
         if isinstance(source, (str, os.PathLike)):
             is_url = "://" in os.fspath(source)

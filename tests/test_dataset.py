@@ -111,6 +111,7 @@ def test_changing_the_given_indices_later_changes_nothing(chunks):
         ({"remote_dir": "{1}"}, FileNotFoundError, "give a folder of images as local_dir"),
         ({"local_dir": "s3://bucket/x"}, ValueError, "give a URL as remote_dir"),
         ({"local_dir": "{0}", "storage_options": {"unsigned": True}}, ValueError, "storage_options apply to an s3://"),
+        ({"remote_dir": "s3://a/b", "storage_options": ["key"]}, TypeError, "must be a dict of boto3's, got list$"),
         ({"local_dir": "{0}", "indices": [0, 10]}, IndexError, "indices: sample id 10 is out of range: .* 0 to 9"),
         ({"local_dir": "{0}", "indices": [-1]}, IndexError, "indices: sample id -1"),
         ({"local_dir": "{0}", "indices": [0.5]}, TypeError, r"indices must be a flat sequence of ints, got \[0.5\]"),
