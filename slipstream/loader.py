@@ -94,7 +94,9 @@ class SlipstreamLoader:
         verbose: bool = True,
     ) -> None:
         if not isinstance(dataset, SlipstreamDataset):
-            raise TypeError(f"dataset must be a SlipstreamDataset, got {type(dataset).__name__}")
+            raise TypeError(
+                f"dataset must be a SlipstreamDataset (its indices= makes a subset), got {type(dataset).__name__}"
+            )
         self.dataset = dataset
         self.batch_size = checks.whole("batch_size", batch_size, 1)
         self.rank, self.world_size = choose_ranks(rank, world_size)
