@@ -25,6 +25,7 @@ from .crop import (
     MultiCropRandomResizedCrop,
     MultiRandomResizedCrop,
     RandomResizedCrop,
+    Resize,
     ResizedCrop,
     TenCrop,
 )
@@ -270,6 +271,12 @@ class Pipeline:
             name: len(each) for name, each in steps.items()
         }:
             raise ValueError(f"plan must be of this pipeline's crops {names} and stages, got one of {plan.crops}")
+        for index, program in enumerate(self.programs):
+            if isinstance(program.crop, (RandomResizedCrop, Resize, ResizedCrop)):  # whose boxes fill them
+                size, found = program.crop.size, plan.jobs[:, index, 4:6]
+                if (found != size).any():
+                    which = f" for crop {program.name!r}" if program.name else ""
+                    raise ValueError(f"plan must be of crops of {size}, got {tuple(found[0].tolist())}{which}")
         if len(plan.sample_ids) != count:
             raise ValueError(f"plan must be of {count} images, got one of {len(plan.sample_ids)}")
 
