@@ -57,6 +57,7 @@ examples:
   slipstream pack 'shards/train-{0000..0146}.tar' chunks --on-error skip
   slipstream pack imagenet/train decoded/train --format yuv420 --short-side 256
   slipstream pack s3://bucket/train /mnt/shared/chunks --rank 0 --world-size 4
+  torchrun --nproc-per-node 4 -m slipstream pack /data/train /data/chunks
   sbatch --array=0-63 --wrap 'slipstream pack /data/train /data/chunks'
 
 S3: pack into a folder, then `aws s3 sync DST s3://bucket/prefix`. The exit code

@@ -29,9 +29,8 @@ CROPS |= {f"local_{i}": ("[4, 3, 96, 96]", "uint8") for i in range(4)}
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    program = "import sys; from slipstream.cli import main; sys.exit(main())"
     return subprocess.run(
-        [sys.executable, "-c", program, *arguments], cwd=cwd, capture_output=True, text=True, timeout=200
+        [sys.executable, "-m", "slipstream", *arguments], cwd=cwd, capture_output=True, text=True, timeout=200
     )
 
 
@@ -190,10 +189,9 @@ def test_errors_are_one_line_and_exit_code_2(arguments, message, tmp_path, monke
 
 def test_a_reader_that_ends_early_is_no_error(tmp_path):
     image_folder(tmp_path / "images")
-    program = f"{sys.executable} -c 'import sys; from slipstream.cli import main; sys.exit(main())'"
     for unbuffered in ("", "1"):
         environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
-        shell = f"({program} inspect images 2>errors; echo $? >code) | true"
+        shell = f"({sys.executable} -m slipstream inspect images 2>errors; echo $? >code) | true"
         subprocess.run(["bash", "-c", shell], cwd=tmp_path, env=environment, check=True, timeout=100)
         assert (tmp_path / "code").read_text() == "141\n"
         assert "rror" not in (tmp_path / "errors").read_text()
