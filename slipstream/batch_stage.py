@@ -101,6 +101,8 @@ class BatchStage(ABC):
     def _targets(self, batch: Mapping[str, Any], count: int, device: torch.device) -> torch.Tensor:
         # The label as float32 [B, num_classes] on the device: one-hot, or as it is after another batch stage.
         label, classes = batch.get(self.label), self.num_classes
+        if count == 0 and self.label in batch:  # all samples left out: a list, where the field does not tell its kind
+            return torch.zeros(0, classes, device=device)
         if not isinstance(label, torch.Tensor):
             if self.label not in batch:
                 raise ValueError(f"label must name a field of the batch, got {self.label!r} of {list(batch)}")
@@ -208,11 +210,11 @@ class RandomBatchChoice(BatchStage):
 
     def __post_init__(self) -> None:
         if not isinstance(self.stages, Sequence) or not self.stages:
-            raise TypeError(f"stages must be a list of MixUp and CutMix, got {self.stages!r}")
+            raise TypeError(f"stages must be a list of MixUp and CutMix, got {checks.brief(self.stages)}")
         stages = tuple(self.stages)
         for index, stage in enumerate(stages):
             if not isinstance(stage, (MixUp, CutMix)):
-                raise TypeError(f"stages[{index}] must be a MixUp or a CutMix, got {stage!r}")
+                raise TypeError(f"stages[{index}] must be a MixUp or a CutMix, got {checks.brief(stage)}")
             for field in ("num_classes", "label", "crops"):
                 mine, first = getattr(stage, field), getattr(stages[0], field)
                 if mine != first:
@@ -291,10 +293,10 @@ def apply_batch_stages(
 def check_batch_stages(field: str, stages: Any) -> tuple[BatchStage, ...]:
     """A loader's batch stages as a tuple; TypeError that names the field and the place of what is none."""
     if not isinstance(stages, Sequence) or isinstance(stages, str):
-        raise TypeError(f"{field} must be a list of MixUp, CutMix and RandomBatchChoice, got {stages!r}")
+        raise TypeError(f"{field} must be a list of MixUp, CutMix and RandomBatchChoice, got {checks.brief(stages)}")
     for index, stage in enumerate(stages):
         if not isinstance(stage, BatchStage):
-            raise TypeError(f"{field}[{index}] must be a MixUp, CutMix or RandomBatchChoice, got {stage!r}")
+            raise TypeError(f"{field}[{index}] must be a MixUp, CutMix or RandomBatchChoice, got {checks.brief(stage)}")
     return tuple(stages)
 
 

@@ -34,9 +34,11 @@ class Section:
     label: str
 
     def output_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """What it makes of images of this dtype."""
+        """What it makes of images of this dtype: of float64, which it works on in float32, float32."""
         normalizes = any(isinstance(stage, Normalize) for _, stage in self.stages)
-        return self.dtype or (torch.float32 if normalizes and dtype == torch.uint8 else dtype)
+        if dtype == torch.float64 or (normalizes and dtype == torch.uint8):
+            dtype = torch.float32
+        return self.dtype or dtype
 
     def sample(self, sample_ids: np.ndarray, epoch: int, size: tuple[int, int]) -> np.ndarray:
         """The program of each sample: float32 [B, K, 16], K 1 or more."""
@@ -84,6 +86,12 @@ class Chain:
             flipped = stage.sample_params(Draws(key, sample_ids, epoch))  # pyright: ignore[reportAttributeAccessIssue]
             bits ^= np.where(flipped, flip_bits(stage), 0).astype(np.int32)
         return bits
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raise ValueError if a stage of ours cannot take crops of this size (h, w), by drawing for one of them."""
+        for step in self.steps:
+            if isinstance(step, Section):
+                step.sample(np.zeros(1, np.int64), 0, size)
 
     def sample_steps(self, sample_ids: np.ndarray, epoch: int, size: tuple[int, int]) -> tuple[Any, ...]:
         """What each step is to do with each sample of this size (h, w): a program, or what the user's stage drew."""

@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 BACKENDS = (None, "triton", "cpu")
+_LONGEST = 100  # letters of a value in a message: a preset's repr has thousands
 
 
 def settle(spec: Any, **values: Any) -> None:
@@ -129,6 +130,12 @@ def one_of(field: str, value: Any, allowed: Collection[Any]) -> Any:
     if value not in allowed:
         raise ValueError(f"{field} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
     return value
+
+
+def brief(value: Any) -> str:
+    """A repr for a message, cut where it is so long that what the message says would be out of sight."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _index(value: Any) -> int | None:

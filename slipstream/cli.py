@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import select
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -56,6 +57,7 @@ examples:
   slipstream pack 'shards/train-{0000..0146}.tar' chunks --on-error skip
   slipstream pack imagenet/train decoded/train --format yuv420 --short-side 256
   slipstream pack s3://bucket/train /mnt/shared/chunks --rank 0 --world-size 4
+  torchrun --nproc-per-node 4 -m slipstream pack /data/train /data/chunks
   sbatch --array=0-63 --wrap 'slipstream pack /data/train /data/chunks'
 
 S3: pack into a folder, then `aws s3 sync DST s3://bucket/prefix`. The exit code
@@ -93,9 +95,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = arguments.pop("command")
     try:
         {"demo": _demo, "pack": _pack, "inspect": _inspect}[command](**arguments)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            return 141
         if not _is_users(error):
             raise
         print(f"slipstream {command}: error: {_one_line(error)}", file=sys.stderr)
@@ -212,6 +217,17 @@ def _inspect(source: str, limit: int | None, seed: int, field: str | None, decod
     finally:
         opened.close()
     print(json.dumps({"source": source, **found.as_dict()}, indent=2) if as_json else f"{source}: {found.text()}")
+
+
+def _reader_is_gone() -> bool:
+    # Whether what reads our output, such as `head`, has ended: no error of ours. Then the rest of it goes nowhere, for
+    # Python would fail again where it flushes at its end.
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)  # an error is told without asking
+    if not any(event & select.POLLERR for _, event in output.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _is_users(error: Exception) -> bool:

@@ -10,12 +10,17 @@ import torch
 
 from .device import to_device
 
+_DTYPES = {"int": torch.int64, "float": torch.float32, "bool": torch.bool}
 
-def collate(values: Sequence[Any], device: torch.device) -> Any:
+
+def collate(values: Sequence[Any], device: torch.device, kind: str = "") -> Any:
     """One field of a batch: int64, float32 or bool tensors of numbers, equal-shape arrays stacked, the rest as a list.
 
-    Tensors go to the device without waiting for the copy.
+    kind: the field's (Source.fields), which tells what no values are. Tensors go to the device without waiting for the
+    copy.
     """
+    if not values:
+        return torch.empty(0, dtype=_DTYPES[kind], device=device) if kind in _DTYPES else []
     kinds = {type(value) for value in values}
     if kinds <= {bool, np.bool_}:
         return to_device(np.array(values, bool), device)

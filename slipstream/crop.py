@@ -54,7 +54,7 @@ class MultiRandomResizedCrop:
 
     def __post_init__(self) -> None:
         if not isinstance(self.crops, Mapping):
-            raise TypeError(f"crops must be a dict of name -> parameters, got {self.crops!r}")
+            raise TypeError(f"crops must be a dict of name -> parameters, got {checks.brief(self.crops)}")
         if not self.crops:
             raise ValueError("crops must name at least one crop, got {}")
         checks.settle(

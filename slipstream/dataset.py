@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,10 @@ class SlipstreamDataset(torch.utils.data.Dataset):
             raise ValueError(f"max_pixels must be a whole number > 0, got {max_pixels!r}")
         if max_cache_size is not None:
             max_cache_size = checks.byte_count("max_cache_size", max_cache_size)
+        checks.flag("allow_pickle", allow_pickle)
+        if not isinstance(storage_options, (Mapping, NoneType)):  # not shown: it may hold credentials
+            raise TypeError(f"storage_options must be a dict of boto3's, got {type(storage_options).__name__}")
+        self.decode_images = checks.flag("decode_images", decode_images)
         if isinstance(source, (str, os.PathLike)):
             is_url = "://" in os.fspath(source)
             remote_dir, local_dir = (source, None) if is_url else (None, source)
@@ -94,9 +99,8 @@ class SlipstreamDataset(torch.utils.data.Dataset):
             if remote_dir is not None:
                 self.source = _open_remote(remote_dir, cache, storage_options, allow_pickle)
             else:
-                self.source = _open_local(local_dir, cache, storage_options, allow_pickle)
+                self.source = _open_local(names[0], local_dir, cache, storage_options, allow_pickle)
         self.sample_ids: np.ndarray | None = None if indices is None else _checked_indices(indices, len(self.source))
-        self.decode_images = bool(decode_images)
         self.max_pixels = max_pixels
 
     @property
@@ -163,13 +167,13 @@ def _open_remote(place: Any, cache: dict[str, Any], storage_options: Any, allow_
     )
 
 
-def _open_local(place: Any, cache: dict[str, Any], storage_options: Any, allow_pickle: bool) -> Source:
+def _open_local(name: str, place: Any, cache: dict[str, Any], storage_options: Any, allow_pickle: bool) -> Source:
     folder = os.path.expanduser(os.fspath(place))
     if "://" in folder:
-        raise ValueError(f"local_dir is a folder, got {folder.split('://')[0]}://...; give a URL as remote_dir")
+        raise ValueError(f"{name} is a folder, got {folder.split('://')[0]}://...; give a URL as remote_dir")
     _refuse_options(storage_options)
     if not os.path.isdir(folder):
-        return _open_files(folder, cache)
+        return _open_files(name, folder, cache)
     if os.path.exists(os.path.join(folder, "index.json")):
         return open_litdata(folder, **cache, allow_pickle=allow_pickle, in_place=True)
     if os.path.isdir(os.path.join(folder, PACKING)):
@@ -182,14 +186,14 @@ def _open_local(place: Any, cache: dict[str, Any], storage_options: Any, allow_p
     return open_tar(folder, **cache) if extension == ".tar" else _open_tables(folder, extension)
 
 
-def _open_files(place: str, cache: dict[str, Any]) -> Source:
-    """Open a file, a glob or a brace list, by the extension it ends in."""
+def _open_files(name: str, place: str, cache: dict[str, Any]) -> Source:
+    """Open a file, a glob or a brace list, by the extension it ends in; name: of the argument, for messages."""
     if not os.path.exists(place) and not is_pattern(place):
-        raise FileNotFoundError(f"local_dir {place!r} does not exist")
-    refuse_packed([place], "local_dir")
+        raise FileNotFoundError(f"{name} {place!r} does not exist")
+    refuse_packed([place], name)
     extension = os.path.splitext(place)[1]
     if extension not in _SHARDS:
-        raise NotADirectoryError(f"local_dir {place!r} is not a folder, nor does it end in {', '.join(_SHARDS)}")
+        raise NotADirectoryError(f"{name} {place!r} is not a folder, nor does it end in {', '.join(_SHARDS)}")
     return open_tar(place, **cache) if extension == ".tar" else _open_tables(place, extension)
 
 
@@ -200,7 +204,7 @@ def _open_tables(place: str, extension: str) -> Source:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "pyarrow":
             raise
-        raise ImportError(f"{place}: Parquet and Arrow files need pyarrow: pip install slipstream[parquet]") from error
+        raise ImportError(f"{place}: Parquet and Arrow files need pyarrow: pip install pyarrow") from error
     return open_parquet(place) if extension == ".parquet" else open_arrow(place)
 
 

@@ -7,8 +7,9 @@ and nothing has to wait on the host.
 
 from __future__ import annotations
 
+import logging
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -26,9 +27,11 @@ from .fetch_ahead import check_fits
 from .loading import make_stand_in
 from .pipeline import Pipeline
 from .sampler_windowed import WindowedSampler, make_sampler
-from .shares import Shares, choose_ranks, choose_tail
+from .shares import Shares, choose_ranks, choose_tail, distributed_ranks
 from .state import fingerprint, make_state, read_state
 from .workers import CLOSED, Drawn, Resources, Work, end_from_any_thread, finish
+
+_log = logging.getLogger("slipstream")
 
 
 class SlipstreamLoader:
@@ -52,7 +55,7 @@ class SlipstreamLoader:
     prefetch: batches waiting to be taken; up to three more are being made. apply_exif: turn images as their EXIF
     orientation says. batch_stages: MixUp, CutMix, ... on the finished batch. return_plan: add `_plan`, a dict of image
     field -> Plan, what was drawn for the batch, and under `_batch_stages` what each batch stage drew. verbose: a line
-    about the data, and progress of downloads.
+    about the data (rank 0's), and progress of downloads.
 
     A batch is a dict: each crop by its name, [B, 3, h, w] (without names, under its field: a tensor, or a list of
     them); the other fields as int64, float32 or bool [B], equal-shape arrays stacked, anything else as a list; and
@@ -91,10 +94,13 @@ class SlipstreamLoader:
         verbose: bool = True,
     ) -> None:
         if not isinstance(dataset, SlipstreamDataset):
-            raise TypeError(f"dataset must be a SlipstreamDataset, got {type(dataset).__name__}")
+            raise TypeError(
+                f"dataset must be a SlipstreamDataset (its indices= makes a subset), got {type(dataset).__name__}"
+            )
         self.dataset = dataset
         self.batch_size = checks.whole("batch_size", batch_size, 1)
         self.rank, self.world_size = choose_ranks(rank, world_size)
+        self._finds_ranks = rank is None
         self.tail = choose_tail(tail, checks.flag("drop_last", drop_last), self.world_size)
         self.on_error = checks.one_of("on_error", on_error, POLICIES)
         self.seed = checks.whole("seed", seed)
@@ -149,7 +155,10 @@ class SlipstreamLoader:
         self._next_epoch = self._next_start = 0
         self._progress: _Progress | None = None
         self._finalizer = weakref.finalize(self, end_from_any_thread, self._resources.close)
-        if verbose:
+        if len(dataset) and not len(self._shares(0)):
+            step = f"a step of {self.world_size} x {self.batch_size}"
+            _log.warning("an epoch has no batch: tail='drop', and %d samples do not fill %s", len(dataset), step)
+        if verbose and self.rank == 0:
             took = getattr(dataset.source, "scan_seconds", None)
             scan = "" if took is None else f" (found in {took:.2f} s)"
             print(
@@ -199,18 +208,37 @@ class SlipstreamLoader:
         return "\n".join(parts) or "no pipelines: images are handed out as they are decoded"
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch that the next `iter()` gives; the one running goes on."""
-        self._next_epoch, self._next_start = checks.whole("epoch", epoch, 0), 0
+        """The epoch that the next `iter()` gives; the one running goes on.
+
+        It begins at its first sample, but for the epoch of a state just loaded, which goes on where it stood: a loop
+        may set every epoch, the resumed one too.
+        """
+        epoch = checks.whole("epoch", epoch, 0)
+        if epoch != self._next_epoch:
+            self._next_epoch, self._next_start = epoch, 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """The next epoch's batches; the iterator before it ends."""
+        """The next epoch's batches; the iterator before it ends.
+
+        Raises RuntimeError where torch.distributed was initialized after the loader was made, and has other ranks.
+        """
         self._resources.check_usable()
+        self._check_ranks()
         self._resources.let_go()
         progress = _Progress(self._next_epoch, self._shares(self._next_start))
         self._next_epoch, self._next_start = self._next_epoch + 1, 0
         work = Work(self._resources, self._sampler, progress.epoch, progress.shares)
         self._progress = progress
         return _Epoch(self, work, progress)
+
+    def _check_ranks(self) -> None:
+        # Made before init_process_group, and not under torchrun, every rank would take every sample.
+        ranks = distributed_ranks() if self._finds_ranks else None
+        if ranks not in (None, (self.rank, self.world_size)):
+            raise RuntimeError(
+                f"this loader was made as rank {self.rank} of {self.world_size}, and torch.distributed has rank "
+                f"{ranks[0]} of {ranks[1]}: make it after init_process_group, or give rank= and world_size="
+            )
 
     def shutdown(self) -> None:
         """End the background threads and the decoder; a second call does nothing. Batches handed out stay valid.
@@ -302,7 +330,7 @@ def _check_mixing(stages: Any, pipelines: Mapping[str, Pipeline], fields: Mappin
 
 
 def _read_fields(fields: Mapping[str, str], exclude_fields: Sequence[str]) -> dict[str, str]:
-    if isinstance(exclude_fields, str):
+    if isinstance(exclude_fields, str) or not isinstance(exclude_fields, Collection):
         raise TypeError(f"exclude_fields must be a list of field names, got {exclude_fields!r}")
     unknown = [name for name in exclude_fields if name not in fields]
     if unknown:
@@ -318,7 +346,7 @@ def _compile(
     exclude_fields: Sequence[str],
 ) -> dict[str, Pipeline]:
     if not isinstance(pipelines, Mapping):
-        raise TypeError(f"pipelines must be a dict of image field -> stages, got {pipelines!r}")
+        raise TypeError(f"pipelines must be a dict of image field -> stages, got {checks.brief(pipelines)}")
     for name in pipelines:
         if name in exclude_fields:
             raise ValueError(f"pipelines names {name!r}, which exclude_fields leaves out")
@@ -336,6 +364,7 @@ def _compile(
                 )
     taken = {name: "a field" for name in fields if name not in pipelines} | {
         "_indices": "the sample ids",
+        "_valid": "what samples are themselves",
         "_plan": "the plan",
     }
     for field, pipeline in compiled.items():

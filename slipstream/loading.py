@@ -122,7 +122,7 @@ def _load_what_can_be(resources: Resources, ids: np.ndarray, valid: np.ndarray) 
             for crop, of in pipeline.box_fields.items():
                 for row in reasons:
                     values[of][row] = np.array([0, 0, 1, 1])
-                boxes[crop] = values[of]
+                boxes[crop] = boxes_of(of, values[of], ids)
             unfit = pipeline.unfit(batch.sizes, boxes)
             if unfit:
                 grey, _ = decode([_NO_BYTES] * len(unfit), ids[list(unfit)], source.describe)
@@ -194,6 +194,20 @@ def _put(decoded: Decoded, rows: np.ndarray, others: Decoded) -> None:
     for field, values in others.values.items():
         for row, value in zip(rows.tolist(), values, strict=True):
             decoded.values[field][row] = value
+
+
+def boxes_of(field: str, values: list[Any], sample_ids: np.ndarray) -> np.ndarray:
+    """A field's boxes as int64 [B, 4]; ValueError that names the sample for what is none."""
+    boxes = np.zeros((len(values), 4), np.int64)
+    for index, value in enumerate(values):
+        given = np.asarray(value)
+        if given.shape != (4,) or given.dtype.kind not in "iu":
+            raise ValueError(
+                f"{field} must be a box (top, left, height, width) of four whole numbers, "
+                f"got {value!r} for sample {sample_ids[index]}"
+            )
+        boxes[index] = given
+    return boxes
 
 
 def make_stand_in(pipelines: Sequence[Any]) -> np.ndarray:

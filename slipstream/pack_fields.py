@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +88,7 @@ class Layout:
 
 
 def _kept_fields(dataset: SlipstreamDataset, exclude_fields: Sequence[str]) -> list[str]:
-    if isinstance(exclude_fields, str):
+    if isinstance(exclude_fields, str) or not isinstance(exclude_fields, Collection):
         raise TypeError(f"exclude_fields must be a list of field names, got {exclude_fields!r}")
     for field in exclude_fields:
         if field not in dataset.fields:

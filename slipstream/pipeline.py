@@ -15,6 +15,7 @@ import torch
 from slipstream_kernels.crop_jobs import OutputFormat, empty_outputs
 from slipstream_kernels.ragged import RaggedBatch
 
+from . import checks
 from .chain import Chain, Section, Step, compile_chain
 from .crop import (
     Crop,
@@ -24,6 +25,7 @@ from .crop import (
     MultiCropRandomResizedCrop,
     MultiRandomResizedCrop,
     RandomResizedCrop,
+    Resize,
     ResizedCrop,
     TenCrop,
 )
@@ -55,7 +57,7 @@ class Pipeline:
         if not isinstance(stages, Sequence) or not stages or not isinstance(stages[0], CROP_STAGES):
             raise TypeError(
                 f"pipelines[{field!r}] must begin with a crop stage (RandomResizedCrop, CenterCrop, "
-                f"MultiRandomResizedCrop, ...), got {stages!r}"
+                f"MultiRandomResizedCrop, ...), got {checks.brief(stages)}"
             )
         self.stage: CropStage = stages[0]
         self.field = field
@@ -75,12 +77,13 @@ class Pipeline:
         self.formats_on_host: list[OutputFormat] = []
         for name, crop in self._crops.items():
             key = _key(crop, box_seed, scope, name, 0) if hasattr(crop, "seed") else None
-            chain = _compiled(place, chains[name], scope, name)
-            self.programs.append(CropProgram(name=name, crop=crop, box_key=key, chain=chain))
             assert isinstance(crop.size, tuple)
+            chain = _compiled(place, chains[name], scope, name, crop.size)
+            self.programs.append(CropProgram(name=name, crop=crop, box_key=key, chain=chain))
             last = crop.memory_format == torch.channels_last
             self.formats_on_host.append(OutputFormat(size=crop.size, table=chain.table, channels_last=last))
-        self.copies = {name: _compiled(place, stages, scope, name, cut=False) for name, stages in copies.items()}
+        size = self.formats_on_host[0].size  # NamedCopies stand after one crop
+        self.copies = {name: _compiled(place, stages, scope, name, size, cut=False) for name, stages in copies.items()}
         self._formats_on: dict[torch.device, list[OutputFormat]] = {torch.device("cpu"): self.formats_on_host}
 
     @property
@@ -268,6 +271,12 @@ class Pipeline:
             name: len(each) for name, each in steps.items()
         }:
             raise ValueError(f"plan must be of this pipeline's crops {names} and stages, got one of {plan.crops}")
+        for index, program in enumerate(self.programs):
+            if isinstance(program.crop, (RandomResizedCrop, Resize, ResizedCrop)):  # whose boxes fill them
+                size, found = program.crop.size, plan.jobs[:, index, 4:6]
+                if (found != size).any():
+                    which = f" for crop {program.name!r}" if program.name else ""
+                    raise ValueError(f"plan must be of crops of {size}, got {tuple(found[0].tolist())}{which}")
         if len(plan.sample_ids) != count:
             raise ValueError(f"plan must be of {count} images, got one of {len(plan.sample_ids)}")
 
@@ -306,12 +315,16 @@ def _chains(
     return chains, copies
 
 
-def _compiled(place: str, stages: Sequence[tuple[Stage, int]], scope: str, name: str, *, cut: bool = True) -> Chain:
+def _compiled(
+    place: str, stages: Sequence[tuple[Stage, int]], scope: str, name: str, size: tuple[int, int], *, cut: bool = True
+) -> Chain:
     try:
-        return compile_chain(with_keys(stages, scope, name), cut=cut)
-    except TypeError as error:
+        chain = compile_chain(with_keys(stages, scope, name), cut=cut)
+        chain.check_size(size)
+        return chain
+    except (TypeError, ValueError) as error:
         which = f", crop {name!r}" if name else ""
-        raise TypeError(f"{place}{which}: {error}") from None
+        raise type(error)(f"{place}{which}: {error}") from None
 
 
 def _flip_names(chain: Chain) -> dict[str, int]:

@@ -172,7 +172,7 @@ class _Sheet:
         try:
             from matplotlib.figure import Figure
         except ImportError as error:
-            raise ImportError("plotting needs matplotlib: pip install slipstream[plot]") from error
+            raise ImportError("plotting needs matplotlib: pip install matplotlib") from error
         wanted = figsize or (width, height)
         self.figure = Figure(figsize=wanted, facecolor="white")
         self.axes: Axes = self.figure.add_axes((0.0, 0.0, 1.0, 1.0))

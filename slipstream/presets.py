@@ -1,7 +1,13 @@
 """Published recipes as plain functions that return pipelines: `pipelines={"image": presets.dino()}`. Data only.
 
 Those of several crops give a dict of named crops (`global_0`, `global_1`, `local_0`, ..., or `view_0`, `view_1`), the
-others one tensor under the field's name. dtype: of the pixels, None for float32. seed: in place of the loader's.
+others one tensor under the field's name, [B, 3, size, size] each. What most have in common: size, local_size: of the
+large and the small crops, pixels. scale, local_scale: what their boxes take of the image's area, (low, high) in (0, 1].
+global_crops, local_crops: how many. mean, std: of Normalize. dtype: of the pixels, None for float32, or float16 or
+bfloat16. seed: in place of the loader's. Raises ValueError or TypeError that names the argument when called.
+
+They are lists of frozen specs, to be changed as such: `stages[0]` is the crop stage
+(`dataclasses.replace(stages[0], return_boxes=True)`), `stages[1].pipelines["global_0"]` a crop's stages.
 
 Known deviations of all: official code on Pillow images rounds to bytes after every step, here a crop's bytes become
 float32 and are rounded once, at the end; colours follow torchvision's float functionals.
@@ -11,6 +17,7 @@ from __future__ import annotations
 
 import torch
 
+from . import checks
 from .crop import RandomResizedCrop
 from .presets_multicrop import Range, Stages, dino_stages, named, pil_blur
 from .presets_multicrop import dino as dino
@@ -146,4 +153,4 @@ def ijepa(
 
 def _tenth(size: int) -> int:
     # SimCLR's and BYOL's kernel: a tenth of the height, halved to a whole radius.
-    return 2 * (size // 20) + 1
+    return 2 * (checks.size("size", size)[0] // 20) + 1

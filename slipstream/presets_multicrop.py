@@ -13,7 +13,7 @@ import torch
 from . import checks
 from .crop import MultiRandomResizedCrop, RandomResizedCrop
 from .draws import stream_key
-from .stage import IMAGENET_MEAN, IMAGENET_STD, MultiCropPipeline, Normalize
+from .stage import IMAGENET_MEAN, IMAGENET_STD, MultiCropPipeline, Normalize, check_stages
 from .stage_blur import GaussianBlur, PILGaussianBlur
 from .stage_color import ColorJitter, RandomGrayscale, RandomSolarize
 from .stage_flip import RandomHorizontalFlip
@@ -156,6 +156,8 @@ def dinov3(
     stages = dino_stages(_blur_of_9, _inverted(blur), normalize, flip=flip, jitter_seed=jitter_seed)
     views = _views(crops, stages, 2, local_crops)
     if checks.flag("subset_of_globals", subset_of_globals):
+        if checks.whole("local_size", local_size, 1) > checks.whole("size", size, 1):
+            raise ValueError(f"local_size must be at most size ({size}) with subset_of_globals, got {local_size}")
         share = (local_size / size) ** 2
         for index in range(local_crops):
             parent = f"global_{int(index >= local_crops // 2)}"
@@ -224,7 +226,8 @@ def multicrop(
 
     stages: None for a flip alone. Not a published recipe: sizes, scales and filter are DINO's.
     """
-    chain = [*([RandomHorizontalFlip()] if stages is None else stages), Normalize(mean, std, dtype=dtype)]
+    own = [RandomHorizontalFlip()] if stages is None else check_stages("stages", stages)
+    chain = [*own, Normalize(mean, std, dtype=dtype)]
     crops = _bicubic(size, scale, local_size, local_scale)
     return named(_views(crops, (chain, chain, chain), global_crops, local_crops), seed)
 

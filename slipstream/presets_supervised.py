@@ -45,8 +45,8 @@ def supervised_train(
     filter is bicubic always (interpolation="bicubic"). Raises ValueError for another style.
     """
     checks.one_of("style", style, STYLES)
-    size = size or {"torchvision_new": 176}.get(style, 224)
-    interpolation = interpolation or {"timm": "random"}.get(style, "bilinear")
+    size = {"torchvision_new": 176}.get(style, 224) if size is None else size
+    interpolation = {"timm": "random"}.get(style, "bilinear") if interpolation is None else interpolation
     erase = {"torchvision": 0.0, "torchvision_new": 0.1, "timm": 0.25}[style] if erase is None else erase
     stages: list[Any] = [
         RandomResizedCrop(size, scale=scale, interpolation=interpolation, seed=seed),
@@ -83,8 +83,10 @@ def supervised_val(
     Source: as in supervised_train, and timm/data/config.py. Deviations: none. Raises ValueError for another style.
     """
     checks.one_of("style", style, STYLES)
-    resize = resize or {"torchvision": 256, "torchvision_new": 232, "timm": int(size / 0.875)}[style]
-    interpolation = interpolation or {"timm": "bicubic"}.get(style, "bilinear")
+    if resize is None:
+        timm = style == "timm"
+        resize = int(checks.whole("size", size, 1) / 0.875) if timm else {"torchvision_new": 232}.get(style, 256)
+    interpolation = {"timm": "bicubic"}.get(style, "bilinear") if interpolation is None else interpolation
     return [CenterCrop(size, resize=resize, interpolation=interpolation), Normalize(mean, std, dtype=dtype)]
 
 

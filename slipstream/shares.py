@@ -72,10 +72,8 @@ def choose_ranks(rank: Any, world_size: Any) -> tuple[int, int]:
     if (rank is None) != (world_size is None):
         raise ValueError(f"rank and world_size must be given together, got {rank!r} and {world_size!r}")
     if rank is None:
-        from torch import distributed
-
-        if distributed.is_available() and distributed.is_initialized():
-            return distributed.get_rank(), distributed.get_world_size()
+        if (initialized := distributed_ranks()) is not None:
+            return initialized
         found = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
         if None in found:
             return 0, 1
@@ -84,6 +82,15 @@ def choose_ranks(rank: Any, world_size: Any) -> tuple[int, int]:
     if rank >= world_size:
         raise ValueError(f"rank must be below world_size {world_size}, got {rank}")
     return rank, world_size
+
+
+def distributed_ranks() -> tuple[int, int] | None:
+    """torch.distributed's (rank, world_size); None before init_process_group."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return None
 
 
 def slurm_ranks() -> tuple[int, int] | None:

@@ -139,7 +139,7 @@ class MultiCropPipeline:
 
     def __post_init__(self) -> None:
         if not isinstance(self.pipelines, Mapping):
-            raise TypeError(f"pipelines must be a dict of crop name -> stages, got {self.pipelines!r}")
+            raise TypeError(f"pipelines must be a dict of crop name -> stages, got {checks.brief(self.pipelines)}")
         settled = {name: check_stages(f"pipelines[{name!r}]", stages) for name, stages in self.pipelines.items()}
         checks.settle(self, pipelines=settled, seed=checks.seed("seed", self.seed))
 
@@ -155,7 +155,7 @@ class MultiCropPipeline:
 def check_stages(field: str, stages: Any) -> tuple[Stage, ...]:
     """A crop's stages as a tuple; TypeError that names the field and the place of what is no stage."""
     if not isinstance(stages, Sequence) or isinstance(stages, str):
-        raise TypeError(f"{field} must be a list of stages, got {stages!r}")
+        raise TypeError(f"{field} must be a list of stages, got {checks.brief(stages)}")
     return tuple(check_stage(f"{field}[{index}]", stage) for index, stage in enumerate(stages))
 
 
@@ -169,9 +169,18 @@ def check_stage(field: str, stage: Any) -> Stage:
     if isinstance(stage, type) or not (isinstance(stage, (ProgramStage, PointwiseStage)) or is_own(stage)):
         raise TypeError(
             f"{field} must be a stage (RandomHorizontalFlip, ColorJitter, Normalize, ...), a function on a tensor "
-            f"[B, 3, h, w], or an object with sample_params and apply, got {stage!r}"
+            f"[B, 3, h, w], or an object with sample_params and apply, got {checks.brief(stage)}{_place_of(stage)}"
         )
     return stage
+
+
+def _place_of(stage: Any) -> str:
+    # Where something of ours belongs that is no stage of a crop: the end of a message.
+    if isinstance(stage, type):
+        return ""
+    if hasattr(stage, "return_boxes"):
+        return ": a crop stage stands once, at the beginning of a field's pipeline"
+    return ": it goes into the loader's batch_stages" if hasattr(stage, "num_classes") else ""
 
 
 def _to_float32(images: torch.Tensor) -> torch.Tensor:

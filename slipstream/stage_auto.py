@@ -98,7 +98,8 @@ class RandAugment(ProgramStage):
     num_ops: 1 or more. magnitude: a bin, 0 ... num_magnitude_bins - 1. interpolation: "nearest" or "bilinear". fill:
     what warps leave empty, in [0, 1]: a number, three, or None (zeros). seed: its own instead of the loader's. The
     operations are torchvision's on float images: a threshold or a number of bits may part from those on bytes in the
-    last step. Raises ValueError or TypeError for a parameter outside these ranges.
+    last step. Images and output as in RandomGrayscale. Raises ValueError or TypeError for a parameter outside these
+    ranges.
     """
 
     num_ops: int = 2
@@ -139,8 +140,8 @@ class RandAugment(ProgramStage):
 class TrivialAugmentWide(ProgramStage):
     """One of 14 operations at a random magnitude, drawn for each sample: torchvision's TrivialAugmentWide.
 
-    num_magnitude_bins: 2 or more. interpolation, fill, seed: as RandAugment's, and so are the operations. Raises
-    ValueError or TypeError for a parameter outside these ranges.
+    num_magnitude_bins: 2 or more. interpolation, fill, seed: as RandAugment's, and so are the operations. Images and
+    output as in RandomGrayscale. Raises ValueError or TypeError for a parameter outside these ranges.
     """
 
     num_magnitude_bins: int = 31
@@ -179,8 +180,8 @@ class TimmRandAugment(ProgramStage):
     applied, of each by itself. interpolation: "nearest" or "bilinear". fill: what warps leave empty, in [0, 1]: a
     number, three, or None. seed: its own instead of the loader's. Unlike timm: no bicubic, which timm draws half of the
     time unless told otherwise; warps blend into the fill as torchvision's do, half a pixel wide; values are not rounded
-    to bytes between operations, so thresholds, greys and numbers of bits are those of float images. Raises ValueError
-    or TypeError for a parameter outside these ranges.
+    to bytes between operations, so thresholds, greys and numbers of bits are those of float images. Images and output
+    as in RandomGrayscale. Raises ValueError or TypeError for a parameter outside these ranges.
     """
 
     magnitude: float = 9.0

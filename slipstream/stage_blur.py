@@ -23,7 +23,8 @@ class GaussianBlur(ProgramStage):
 
     kernel_size: odd, 1 or more, one int or (x, y), in pixels; half of it must be smaller than the crop's side. sigma:
     in pixels, above 0, a number or (low, high) drawn uniformly, the same on both axes. p: the share of samples blurred.
-    seed: its own instead of the loader's. Raises ValueError or TypeError for a parameter outside these ranges.
+    seed: its own instead of the loader's. Images and output as in RandomGrayscale. Raises ValueError or TypeError for a
+    parameter outside these ranges.
     """
 
     kernel_size: int | Sequence[int]
@@ -67,7 +68,8 @@ class PILGaussianBlur(ProgramStage):
 
     radius: Pillow's, in pixels, in [0, 16], a number or (low, high) drawn uniformly; 0 leaves the image alone. p: the
     share of samples blurred. seed: its own instead of the loader's. Not torchvision's GaussianBlur, which convolves
-    with the Gaussian itself. Raises ValueError or TypeError for a parameter outside these ranges.
+    with the Gaussian itself. Images and output as in RandomGrayscale. Raises ValueError or TypeError for a parameter
+    outside these ranges.
     """
 
     radius: float | Sequence[float] = (0.1, 2.0)
@@ -96,7 +98,8 @@ class PILGaussianBlur(ProgramStage):
 class RandomAdjustSharpness(ProgramStage):
     """Adjust the sharpness with probability p: torchvision's RandomAdjustSharpness.
 
-    sharpness_factor: 0 or more; 0 smooths, 1 changes nothing, 2 sharpens. Raises ValueError or TypeError for others.
+    sharpness_factor: 0 or more; 0 smooths, 1 changes nothing, 2 sharpens. Images and output as in RandomGrayscale.
+    Raises ValueError or TypeError for others.
     """
 
     sharpness_factor: float

@@ -30,7 +30,8 @@ class ColorJitter(ProgramStage):
     hue: h <= 0.5 for a shift in [-h, h] turns, or (low, high) within [-0.5, 0.5]. p: the share of samples changed.
     order: "random" draws one of the 24 orders for each sample (torchvision), "fixed" is in the order of the arguments.
     additive_brightness: brightness b adds a number in [-b, b] instead (BYOL). seed: its own instead of the loader's.
-    Every operation clamps to [0, 1]. Raises ValueError or TypeError for a parameter outside these ranges.
+    Every operation clamps to [0, 1]. Images and output as RandomGrayscale's. Raises ValueError or TypeError for a
+    parameter outside these ranges.
     """
 
     brightness: float | Sequence[float] = 0.0
@@ -103,7 +104,12 @@ class _OneOperation(ProgramStage):
 
 @dataclass(frozen=True, slots=True)
 class RandomGrayscale(_OneOperation):
-    """Grey (0.2989 r + 0.587 g + 0.114 b, in all three channels) with probability p: torchvision's RandomGrayscale."""
+    """Grey (0.2989 r + 0.587 g + 0.114 b, in all three channels) with probability p: torchvision's RandomGrayscale.
+
+    p: the share of samples changed, in [0, 1]. seed: its own instead of the loader's. Called on images [B, 3, h, w],
+    uint8 or float in [0, 1], it gives a new tensor of that shape and dtype (float32 for float64). Raises ValueError or
+    TypeError that names the parameter, or the images' shape or dtype.
+    """
 
     p: float = 0.1
     _: KW_ONLY
@@ -115,7 +121,8 @@ class RandomGrayscale(_OneOperation):
 class RandomSolarize(ProgramStage):
     """Invert the values at or above a threshold, with probability p: torchvision's RandomSolarize.
 
-    threshold: in [0, 256], on the scale of uint8, as torchvision's for uint8 images (128 is the recipes').
+    threshold: in [0, 256], on the scale of uint8, as torchvision's for uint8 images (128 is the recipes'). The others,
+    images, output and errors as in RandomGrayscale.
     """
 
     threshold: float
@@ -142,7 +149,10 @@ class RandomSolarize(ProgramStage):
 
 @dataclass(frozen=True, slots=True)
 class RandomPosterize(ProgramStage):
-    """Keep `bits` bits of each value (0 to 8), with probability p: torchvision's RandomPosterize on float images."""
+    """Keep `bits` bits of each value (0 to 8), with probability p: torchvision's RandomPosterize on float images.
+
+    The others, images, output and errors as in RandomGrayscale.
+    """
 
     bits: int
     p: float = 0.5
@@ -166,7 +176,10 @@ class RandomPosterize(ProgramStage):
 
 @dataclass(frozen=True, slots=True)
 class RandomInvert(_OneOperation):
-    """1 - x with probability p: torchvision's RandomInvert."""
+    """1 - x with probability p: torchvision's RandomInvert.
+
+    Parameters, images, output and errors as in RandomGrayscale.
+    """
 
     p: float = 0.5
     _: KW_ONLY
@@ -176,7 +189,10 @@ class RandomInvert(_OneOperation):
 
 @dataclass(frozen=True, slots=True)
 class RandomAutocontrast(_OneOperation):
-    """Stretch each channel from its (min, max) to (0, 1), with probability p: torchvision's RandomAutocontrast."""
+    """Stretch each channel from its (min, max) to (0, 1), with probability p: torchvision's RandomAutocontrast.
+
+    Parameters, images, output and errors as in RandomGrayscale.
+    """
 
     p: float = 0.5
     _: KW_ONLY
@@ -186,7 +202,10 @@ class RandomAutocontrast(_OneOperation):
 
 @dataclass(frozen=True, slots=True)
 class RandomEqualize(_OneOperation):
-    """Make each channel's histogram flat, with probability p: torchvision's RandomEqualize on float images."""
+    """Make each channel's histogram flat, with probability p: torchvision's RandomEqualize on float images.
+
+    Parameters, images, output and errors as in RandomGrayscale.
+    """
 
     p: float = 0.5
     _: KW_ONLY

@@ -23,8 +23,9 @@ from .stage_program import ProgramStage, applied, where
 class RandomApply(ProgramStage):
     """All the stages, in order, with probability p: torchvision's RandomApply, drawn for each sample.
 
-    stages: one or more that sample programs. seed: its own instead of the loader's. Raises ValueError or TypeError that
-    names the parameter, or the place of a stage that cannot stand here.
+    stages: one or more that sample programs. seed: its own instead of the loader's. Images and output as in
+    RandomGrayscale. Raises ValueError or TypeError that names the parameter, or the place of a stage that cannot stand
+    here.
     """
 
     stages: Sequence[ProgramStage]
@@ -55,8 +56,8 @@ class RandomChoice(ProgramStage):
     """One of the stages, picked at random: torchvision's RandomChoice, drawn for each sample.
 
     stages: one or more that sample programs. p: their weights, 0 or more, not all 0, of any sum; all alike by default.
-    seed: its own instead of the loader's. Raises ValueError or TypeError that names the parameter, or the place of a
-    stage that cannot stand here.
+    seed: its own instead of the loader's. Images and output as in RandomGrayscale. Raises ValueError or TypeError that
+    names the parameter, or the place of a stage that cannot stand here.
     """
 
     stages: Sequence[ProgramStage]
@@ -95,7 +96,8 @@ class RandomOrder(ProgramStage):
     """All the stages, in a random order: torchvision's RandomOrder, drawn for each sample.
 
     stages: one or more that sample programs; each one's operations stay together. seed: its own instead of the
-    loader's. Raises ValueError or TypeError that names the parameter, or the place of a stage that cannot stand here.
+    loader's. Images and output as in RandomGrayscale. Raises ValueError or TypeError that names the parameter, or the
+    place of a stage that cannot stand here.
     """
 
     stages: Sequence[ProgramStage]
@@ -137,7 +139,7 @@ def _programs(stages: Sequence[ProgramStage], draws: Draws, size: tuple[int, int
 
 def _check_inner(field: str, stages: Any) -> tuple[ProgramStage, ...]:
     if not isinstance(stages, Sequence) or isinstance(stages, str):
-        raise TypeError(f"{field} must be a list of stages, got {stages!r}")
+        raise TypeError(f"{field} must be a list of stages, got {checks.brief(stages)}")
     if not stages:
         raise ValueError(f"{field} must hold one stage or more, got {stages!r}")
     for index, stage in enumerate(stages):
@@ -146,6 +148,6 @@ def _check_inner(field: str, stages: Any) -> tuple[ProgramStage, ...]:
             raise TypeError(
                 f"{field}[{index}] must be a stage that samples a program (a flip, colour, blur, warp or erasing "
                 f"stage, RandAugment, RandomApply, ...); Normalize, ToDtype and functions go into the crop's own "
-                f"list, got {stage!r}"
+                f"list, got {checks.brief(stage)}"
             )
     return tuple(stages)

@@ -26,8 +26,8 @@ class RandomErasing(ProgramStage):
     0, drawn uniformly in the logarithm. value: what is written, a number, three, "random" (a standard normal number for
     each value: torchvision's, and timm's "pixel") or "color" (one for each channel: timm's "rand"), on the scale of the
     image there: [0, 1], or what Normalize makes of it. seed: its own instead of the loader's. Ten boxes are tried; if
-    none is smaller than the crop on both sides, nothing is erased. Raises ValueError or TypeError for a parameter
-    outside these ranges.
+    none is smaller than the crop on both sides, nothing is erased. Images and output as in RandomGrayscale. Raises
+    ValueError or TypeError for a parameter outside these ranges.
     """
 
     p: float = 0.5

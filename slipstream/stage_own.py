@@ -19,7 +19,8 @@ class OwnStage(Protocol):
     """A stage that a user writes as a class: what is drawn for each sample, and what is done with it.
 
     It is drawn as every stage is: by seed, crop, class name, sample id and epoch, whatever the batch. A `seed` of its
-    own (an attribute) is used as those of the library's stages are.
+    own (an attribute) is used as those of the library's stages are. A loader's state knows it by its name and by those
+    attributes that are numbers, texts or lists of them: with others it is another pipeline's.
     """
 
     def sample_params(self, draws: Draws) -> Any:

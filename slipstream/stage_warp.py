@@ -31,7 +31,8 @@ class RandomRotation(ProgramStage):
     degrees: d for angles in [-d, d], or (low, high). interpolation: "nearest" or "bilinear". center: (x, y) in pixels
     from the upper left corner, the crop's middle by default. fill: what is outside, in [0, 1]: a number, three, or None
     (torchvision's: zeros, blended otherwise). p: the share of samples rotated. seed: its own instead of the loader's.
-    There is no `expand`: a crop's size is fixed. Raises ValueError or TypeError for a parameter outside these ranges.
+    There is no `expand`: a crop's size is fixed. Images and output as in RandomGrayscale. Raises ValueError or
+    TypeError for a parameter outside these ranges.
     """
 
     degrees: float | Sequence[float]
@@ -71,7 +72,8 @@ class RandomAffine(ProgramStage):
     degrees: d for angles in [-d, d], or (low, high), clockwise. translate: (x, y), the largest shares of the crop's
     width and height, in [0, 1]; shifts are whole pixels. scale: (low, high), above 0. shear: s for [-s, s] degrees
     along x, (low, high) along x, or (low, high, low, high) along x and y, within (-90, 90). interpolation, fill,
-    center, p, seed: as RandomRotation's. Raises ValueError or TypeError for a parameter outside these ranges.
+    center, p, seed: as RandomRotation's. Images and output as in RandomGrayscale. Raises ValueError or TypeError for a
+    parameter outside these ranges.
     """
 
     degrees: float | Sequence[float]
@@ -132,7 +134,8 @@ class RandomPerspective(ProgramStage):
 
     distortion_scale: in [0, 1]; a corner moves by up to that share of half a side, in whole pixels. interpolation,
     fill, seed: as RandomRotation's. Corners that no perspective reaches (three on a line, as in a crop one pixel wide)
-    leave the sample alone. Raises ValueError or TypeError for a parameter outside these ranges.
+    leave the sample alone. Images and output as in RandomGrayscale. Raises ValueError or TypeError for a parameter
+    outside these ranges.
     """
 
     distortion_scale: float = 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -89,10 +90,20 @@ def describe_spec(spec: Any) -> str:
         return f"{type(spec).__qualname__}({', '.join(parts)})"
     if spec is None or isinstance(spec, (bool, int, float, str, bytes)):
         return repr(spec)
-    # a function or an object of the user's own: by name, for its repr may be an address
+    if isinstance(spec, functools.partial):
+        return f"partial({describe_spec([spec.func, *spec.args])}, {describe_spec(spec.keywords)})"
+    # a function or an object of the user's own: by name and plain attributes, for its repr may be an address
     name = getattr(spec, "__qualname__", None) or type(spec).__qualname__
     own = repr(spec) if type(spec).__module__ == "torch" else ""
-    return f"{getattr(spec, '__module__', type(spec).__module__)}.{name}{own}"
+    plain = {key: value for key, value in sorted(getattr(spec, "__dict__", {}).items()) if _is_plain(value)}
+    parameters = describe_spec(plain) if plain else ""
+    return f"{getattr(spec, '__module__', type(spec).__module__)}.{name}{own}{parameters}"
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str, bytes))
 
 
 def _mark(text: bytes) -> str:

@@ -78,11 +78,20 @@ def _sections(
     for index, step, program in _at(number, steps, drawn):
         if isinstance(step, Section):
             image = images[index]
+            _check_takes(step.label, image)
             together.append(index)
             taken.append(image if image.dtype in IN_DTYPES else image.float())
             programs.append(program)
             formats.append(ProgramFormat(dtype=step.output_dtype(image.dtype), channels_last=is_channels_last(image)))
     return together, taken, programs, formats
+
+
+def _check_takes(label: str, images: torch.Tensor) -> None:
+    # What a stage of the user's own gave, or images from elsewhere; the crop launch gives nothing else.
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"{label} takes images [B, 3, h, w], got shape {list(images.shape)}")
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise TypeError(f"{label} takes uint8 images, or float in [0, 1], got {images.dtype}")
 
 
 def is_channels_last(images: torch.Tensor) -> bool:

@@ -29,7 +29,7 @@ from .dataset import SlipstreamDataset
 from .decode import DecodeError, Decoder
 from .device import to_device
 from .fetch_ahead import FetchAhead, fetch_ahead
-from .loading import Decoded, load_batch, sample_ids_of
+from .loading import Decoded, boxes_of, load_batch, sample_ids_of
 from .pipeline import Pipeline
 from .plan import Plan
 from .sampler_windowed import Order
@@ -267,7 +267,7 @@ def _draw(resources: Resources, decoded: Decoded, epoch: int) -> Drawn:
             continue
         try:
             boxes = {
-                crop: _boxes(of, decoded.values[of], decoded.sample_ids) for crop, of in pipeline.box_fields.items()
+                crop: boxes_of(of, decoded.values[of], decoded.sample_ids) for crop, of in pipeline.box_fields.items()
             }
             plan = pipeline.draw(batch.sizes, decoded.sample_ids, epoch, boxes)
         except ImageSizeError as error:
@@ -292,7 +292,8 @@ def finish(resources: Resources, drawn: Drawn) -> dict[str, Any]:
     labels = {stage.label for stage in resources.batch_stages}
     for field, values in drawn.values.items():
         # labels are checked on the host, by the stage that then moves them
-        batch[field] = collate(values, torch.device("cpu") if field in labels else resources.device)
+        kind = resources.dataset.fields[field]
+        batch[field] = collate(values, torch.device("cpu") if field in labels else resources.device, kind)
     if resources.tells_valid:
         batch["_valid"] = to_device(drawn.valid, resources.device)
     batch["_indices"] = torch.from_numpy(np.array(drawn.sample_ids, np.int64))
@@ -315,17 +316,3 @@ def _as_rgb(resources: Resources, images: RaggedBatch) -> list[torch.Tensor]:
     views = [images.image(index) for index in range(len(images))]
     # DALI frees its GPU buffers in the order of its own streams: what a user may keep must be a copy
     return views if images.device.type == "cpu" else [view.clone() for view in views]
-
-
-def _boxes(field: str, values: list[Any], sample_ids: np.ndarray) -> np.ndarray:
-    # A field's boxes as int64 [B, 4]; ValueError that names the sample for what is none.
-    boxes = np.zeros((len(values), 4), np.int64)
-    for index, value in enumerate(values):
-        given = np.asarray(value)
-        if given.shape != (4,) or given.dtype.kind not in "iu":
-            raise ValueError(
-                f"{field} must be a box (top, left, height, width) of four whole numbers, "
-                f"got {value!r} for sample {sample_ids[index]}"
-            )
-        boxes[index] = given
-    return boxes

@@ -16,13 +16,18 @@ from torchvision.transforms import v2
 
 from slipstream import (
     CenterCrop,
+    GaussianBlur,
+    MixUp,
     MultiCropPipeline,
     MultiCropRandomResizedCrop,
     MultiRandomResizedCrop,
+    NamedCopies,
     Normalize,
+    RandomApply,
     RandomHorizontalFlip,
     RandomResizedCrop,
     ToDtype,
+    presets,
 )
 from slipstream.pipeline import Pipeline
 
@@ -270,6 +275,16 @@ BAD_PIPELINES: list[tuple[Any, type[Exception], str]] = [
         "pipelines['image'], crop 'b': ToDtype(uint8) takes uint8 images, got torch.float32",
     ),
     (
+        [crop(), FLIP, RandomApply([GaussianBlur(17)], p=0.001)],
+        ValueError,
+        "pipelines['image']: kernel_size 17 x 17 reaches beyond the reflection of a crop of 8 x 8",
+    ),
+    (
+        [crop(), NamedCopies(["a", "b"]), MultiCropPipeline({"b": [GaussianBlur(17)]})],
+        ValueError,
+        "pipelines['image'], crop 'b': kernel_size 17 x 17 reaches beyond",
+    ),
+    (
         [crop(), NORMALIZE, ToDtype(torch.uint8)],
         TypeError,
         "pipelines['image']: ToDtype(uint8) takes uint8 images, got torch.float32",
@@ -347,6 +362,23 @@ def test_bad_input_is_named_with_its_value_and_what_is_allowed(make, error, mess
 @pytest.mark.parametrize(("stages", "error", "message"), BAD_PIPELINES)
 def test_a_pipeline_that_cannot_be_is_refused_when_it_is_made(stages, error, message) -> None:
     assert_refused(lambda: Pipeline(stages), error, message)
+
+
+def test_what_belongs_elsewhere_is_told_where() -> None:
+    for stages in ([crop(), CenterCrop(8)], [crop(), NAMED], [NAMED, MultiCropPipeline({"a": [FLIP]}), crop()]):
+        with pytest.raises(TypeError, match=r"a crop stage stands once, at the beginning of a field's pipeline$"):
+            Pipeline(stages)
+    for make in (lambda: Pipeline([crop(), MixUp(10)]), lambda: MultiCropPipeline({"a": [MixUp(10)]})):
+        with pytest.raises(TypeError, match=r"it goes into the loader's batch_stages$"):
+            make()
+
+
+def test_a_long_value_does_not_hide_what_is_wrong() -> None:
+    recipe = presets.dinov2()
+    for make in (lambda: Pipeline(recipe[1:]), lambda: Pipeline([NAMED, recipe]), lambda: MultiCropPipeline(recipe)):
+        with pytest.raises(TypeError) as caught:
+            make()
+        assert len(str(caught.value)) < 400 and str(caught.value).endswith("...")
 
 
 def test_whatever_means_the_same_makes_the_same() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import sys
@@ -28,9 +29,8 @@ CROPS |= {f"local_{i}": ("[4, 3, 96, 96]", "uint8") for i in range(4)}
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    program = "import sys; from slipstream.cli import main; sys.exit(main())"
     return subprocess.run(
-        [sys.executable, "-c", program, *arguments], cwd=cwd, capture_output=True, text=True, timeout=200
+        [sys.executable, "-m", "slipstream", *arguments], cwd=cwd, capture_output=True, text=True, timeout=200
     )
 
 
@@ -187,10 +187,20 @@ def test_errors_are_one_line_and_exit_code_2(arguments, message, tmp_path, monke
     assert not (tmp_path / "new").exists()
 
 
+def test_a_reader_that_ends_early_is_no_error(tmp_path):
+    image_folder(tmp_path / "images")
+    for unbuffered in ("", "1"):
+        environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        shell = f"({sys.executable} -m slipstream inspect images 2>errors; echo $? >code) | true"
+        subprocess.run(["bash", "-c", shell], cwd=tmp_path, env=environment, check=True, timeout=100)
+        assert (tmp_path / "code").read_text() == "141\n"
+        assert "rror" not in (tmp_path / "errors").read_text()
+
+
 def test_an_error_of_a_subprocess_shows_no_traceback(tmp_path):
     done = run("demo", "--data", "nowhere", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "slipstream demo: error: local_dir 'nowhere' does not exist\n"
+    assert done.stderr == "slipstream demo: error: source 'nowhere' does not exist\n"
 
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):

@@ -36,6 +36,14 @@ def test_fields_become_tensors_or_lists(values, expected) -> None:
         assert result == expected
 
 
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("int", torch.int64), ("float", torch.float32), ("bool", torch.bool), ("str", None), ("", None)]
+)
+def test_no_values_are_of_the_fields_kind(kind: str, dtype: torch.dtype | None) -> None:
+    result = collate([], CPU, kind)
+    assert result == [] if dtype is None else (result.dtype, result.shape) == (dtype, (0,))
+
+
 def test_arrays_of_unlike_shapes_stay_a_list() -> None:
     values = [np.ones(2), np.ones(3)]
     assert collate(values, CPU) == values

@@ -356,6 +356,7 @@ def test_slipstream_device_sets_the_default(monkeypatch, dataset: SlipstreamData
         (dict(backend="triton"), RuntimeError, "TRITON_INTERPRET=1"),
         (dict(exclude_fields=["pth"]), ValueError, "exclude_fields names 'pth'.*'path'"),
         (dict(exclude_fields="path"), TypeError, "exclude_fields must be a list"),
+        (dict(exclude_fields=None), TypeError, "exclude_fields must be a list of field names, got None"),
         (dict(exclude_fields=["image"]), ValueError, "pipelines names 'image', which exclude_fields leaves out"),
         (dict(pipelines={"img": RandomResizedCrop(8)}), ValueError, r"pipelines names 'img'.*\['image'\]"),
         (dict(pipelines={"label": RandomResizedCrop(8)}), ValueError, "pipelines names 'label'"),
@@ -368,6 +369,7 @@ def test_slipstream_device_sets_the_default(monkeypatch, dataset: SlipstreamData
             "'label', which is also a field",
         ),
         (dict(pipelines={"image": MultiRandomResizedCrop({"_indices": dict(size=8)})}), ValueError, "'_indices'"),
+        (dict(pipelines={"image": MultiRandomResizedCrop({"_valid": dict(size=8)})}), ValueError, "'_valid'"),
         (
             dict(pipelines={"image": [MultiRandomResizedCrop({"a": dict(size=8)}), MultiCropPipeline({"b": []})]}),
             ValueError,

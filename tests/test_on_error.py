@@ -12,7 +12,9 @@ from PIL import Image
 
 from slipstream import (
     CenterCrop,
+    CutMix,
     DecodeError,
+    MixUp,
     MultiCropPipeline,
     MultiRandomResizedCrop,
     Normalize,
@@ -115,10 +117,18 @@ def test_skipped_samples_shorten_their_batch_alone(clean) -> None:
 
 
 def test_a_batch_of_bad_samples_alone_is_empty() -> None:
-    with make(Damaged({4: "torn", 5: "text", 6: "unreadable", 7: "small"}), on_error="skip") as loader:
+    source = Damaged({4: "torn", 5: "text", 6: "unreadable", 7: "small"})
+    with make(source, on_error="skip") as loader:
         batches = list(loader)
     assert [len(batch["a"]) for batch in batches] == [4, 0, 4, 4, 4]
-    assert batches[1]["a"].shape == (0, 3, 16, 16) and batches[1]["_indices"].shape == (0,)
+    empty, other = batches[1], batches[0]
+    assert empty["a"].shape == (0, 3, 16, 16) and empty["_indices"].shape == (0,)
+    assert empty["label"].shape == (0,) and empty["name"] == []
+    assert [getattr(value, "dtype", list) for value in empty.values()] == [
+        getattr(value, "dtype", list) for value in other.values()
+    ]
+    with make(source, on_error="skip", batch_stages=[MixUp(7, crops=["a"]), CutMix(7, crops=["a"])]) as loader:
+        assert [tuple(batch["label"].shape) for batch in loader][1] == (0, 7)
 
 
 def test_resampled_samples_are_others_by_their_position(clean) -> None:

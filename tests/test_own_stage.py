@@ -96,6 +96,33 @@ def test_a_flip_before_it_rides_and_one_after_it_does_not(images: list[torch.Ten
     assert (after[..., 12:] == 0).all() and after[..., :12].any()
 
 
+def test_float64_goes_on_as_float32(images: list[torch.Tensor]) -> None:
+    def doubles(images: torch.Tensor) -> torch.Tensor:
+        return images * np.float64(0.5) / 255.0
+
+    class Doubles(RandomShade):
+        def sample_params(self, draws) -> np.ndarray:
+            return draws.uniform(0)[:, 0, 0]  # float64, which images take on
+
+        def apply(self, images: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
+            return images * params.view(-1, 1, 1, 1) / 255.0
+
+    for own in (doubles, Doubles()):
+        for stages in ([Normalize()], [RandomGrayscale(1.0)], [ColorJitter(0.4), Normalize(dtype=torch.bfloat16)]):
+            got = Pipeline([RandomResizedCrop(24), own, *stages])(images, sample_ids=IDS)["image"]
+            assert got.dtype == (torch.bfloat16 if len(stages) == 2 else torch.float32)
+    assert RandomGrayscale(1.0)(torch.rand(2, 3, 8, 8, dtype=torch.float64)).dtype == torch.float32
+
+
+def test_what_a_stage_after_it_cannot_take_is_named(images: list[torch.Tensor]) -> None:
+    for own, error, message in (
+        (lambda images: images.int(), TypeError, r"ColorJitter, Normalize takes uint8 images, or float .* torch.int32"),
+        (lambda images: images[:, :1], ValueError, r"takes images \[B, 3, h, w\], got shape \[4, 1, 24, 24\]"),
+    ):
+        with pytest.raises(error, match=message):
+            Pipeline([RandomResizedCrop(24), own, ColorJitter(0.4), Normalize()])(images, sample_ids=IDS)
+
+
 def test_bad_ones_are_named(images: list[torch.Tensor]) -> None:
     class Short(RandomShade):
         def sample_params(self, draws) -> np.ndarray:

@@ -101,6 +101,9 @@ def test_what_is_no_plan_is_refused(images: list[torch.Tensor], tmp_path: Path) 
         pipeline(images[:3], plan=pipeline.plan(images))
     with pytest.raises(ValueError, match="plan must be of this pipeline's crops"):
         pipeline(images, plan=Pipeline(COPIES).plan(images))
+    plan = Pipeline(RandomResizedCrop(32)).plan(images)
+    with pytest.raises(ValueError, match=r"plan must be of crops of \(16, 24\), got \(32, 32\)"):
+        Pipeline(RandomResizedCrop((16, 24)))(images, plan=plan)  # it would show a corner of each
 
 
 def test_it_says_in_words_what_a_sample_gets(images: list[torch.Tensor]) -> None:

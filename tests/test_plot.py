@@ -273,9 +273,9 @@ def test_a_notebook_shows_the_figure_once(monkeypatch):
     assert len(shown) == 2
 
 
-def test_missing_matplotlib_names_the_extra(monkeypatch):
+def test_missing_matplotlib_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"pip install slipstream\[plot\]"):
+    with pytest.raises(ImportError, match=r"pip install matplotlib$"):
         show_batch(batch_of(1, 8))
 
 

@@ -373,21 +373,3 @@ def test_every_preset_runs(name: str, given: dict[str, Any], scenes: list[np.nda
         side = 32 if crop.startswith("local") else 48
         assert pixels.shape == (2, 3, side, side) and pixels.dtype == torch.bfloat16
         assert pixels.isfinite().all() and pixels.float().std() > 0.01
-
-
-@pytest.mark.parametrize(
-    ("name", "given", "match"),
-    [
-        ("dinov2", dict(blur="written"), "blur must be one of 'as_written', 'as_trained', got 'written'"),
-        ("dinov3", dict(blur=None), "blur must be one of"),
-        ("supervised_train", dict(style="keras"), "style must be one of 'torchvision', 'torchvision_new', 'timm'"),
-        ("supervised_val", dict(style="keras"), "style must be one of"),
-        ("supervised_batch_stages", dict(style="keras"), "style must be one of"),
-        ("dino", dict(local_crops=-1), "local_crops must be 0 or more"),
-        ("multicrop", dict(global_crops=0), "global_crops must be 1 or more"),
-        ("dino", dict(scale=(0.5, 2.0)), "scale must satisfy"),
-    ],
-)
-def test_bad_arguments_are_refused(name, given, match) -> None:
-    with pytest.raises(ValueError, match=match):
-        made(name, **given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import pytest
 from test_resume import COUNT, folder, make, samples  # noqa: F401  (folder is a fixture)
+from torch import distributed
+
+from slipstream import SlipstreamDataset, SlipstreamLoader
 
 RANK = textwrap.dedent(
     """
@@ -58,3 +62,29 @@ def test_the_ranks_share_the_epoch(folder: Path, tmp_path: Path, world: int) -> 
     for number, step in enumerate(steps):  # the same global batch at each step
         parts = [tuple(pair) for each in ranks for pair in (each["pad"][number] if number < len(each["pad"]) else [])]
         assert sorted(parts) == sorted(step)
+
+
+def test_a_loader_made_before_the_process_group_is_told(folder: Path, monkeypatch) -> None:  # noqa: F811
+    with make(folder) as early, make(folder, rank=0, world_size=1) as alone:
+        next(iter(early))
+        monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+        monkeypatch.setattr(distributed, "get_rank", lambda: 1)
+        monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+        with pytest.raises(RuntimeError, match=r"as rank 0 of 1, and torch.distributed has rank 1 of 2: make it after"):
+            iter(early)
+        assert len(list(alone)) == 10
+        with make(folder) as late:
+            assert len(list(late)) == 5
+
+
+def test_one_rank_of_many_prints_the_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+    for rank in (0, 1):
+        SlipstreamLoader(SlipstreamDataset(folder), 4, device="cpu", rank=rank, world_size=2).shutdown()
+    assert re.fullmatch(r"slipstream: 37 samples \(found in .* s\), batches of 4 on cpu\n", capsys.readouterr().out)
+
+
+def test_an_epoch_without_a_batch_is_warned_of(folder: Path, caplog: pytest.LogCaptureFixture) -> None:  # noqa: F811
+    make(folder, batch_size=18, drop_last=True, rank=0, world_size=2).shutdown()
+    assert not caplog.records
+    make(folder, batch_size=19, drop_last=True, rank=0, world_size=2).shutdown()
+    assert "an epoch has no batch: tail='drop', and 37 samples do not fill a step of 2 x 19" in caplog.text

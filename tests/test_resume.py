@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from slipstream import (
     MultiCropPipeline,
     MultiRandomResizedCrop,
     Normalize,
+    RandomResizedCrop,
     SlipstreamDataset,
     SlipstreamLoader,
 )
@@ -97,6 +99,25 @@ def test_many_ranks_go_on_where_one_stopped(folder: Path) -> None:
     assert all(torch.equal(crop, expected[number]) for number, crop in rest)
 
 
+def test_setting_the_epoch_of_a_loaded_state_keeps_its_place(folder: Path) -> None:
+    with make(folder) as loader:
+        whole = samples(loader)
+        second = iter(loader)
+        next(second)
+        state = loader.state_dict()
+        rest = samples(second)
+    with make(folder) as other:
+        other.load_state_dict(state)
+        other.set_epoch(1)  # as loops do before every epoch
+        assert other.state_dict() == state
+        assert same(samples(other), rest)
+        other.load_state_dict(state)
+        other.set_epoch(0)
+        assert same(samples(other), whole)
+        other.set_epoch(1)
+        assert len(samples(other)) == COUNT  # all of it, now that the state's part is gone through
+
+
 def test_what_is_made_ahead_is_not_counted(folder: Path) -> None:
     with make(folder, prefetch=3) as loader:
         assert loader.state_dict()["position"] == 0
@@ -133,6 +154,35 @@ def test_a_state_of_another_run_is_refused(folder: Path, tmp_path: Path) -> None
             loader.load_state_dict({**state, "position": 38})
         with pytest.raises(ValueError, match="version"):
             loader.load_state_dict({**state, "version": 0})
+
+
+class Shade:
+    def __init__(self, amount: float) -> None:
+        self.amount = amount
+        self.table = torch.full((3,), amount)
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return (images * self.amount).to(images.dtype)
+
+
+def scaled(images: torch.Tensor, *, by: float) -> torch.Tensor:
+    return (images * by).to(images.dtype)
+
+
+def test_parameters_of_a_stage_of_ones_own_are_told_apart(folder: Path) -> None:
+    for one, same_one, other in (
+        (Shade(0.5), Shade(0.5), Shade(0.25)),
+        (partial(scaled, by=0.5), partial(scaled, by=0.5), partial(scaled, by=0.25)),
+    ):
+        with make(folder, pipelines={"image": [RandomResizedCrop(8), one]}) as loader:
+            state = loader.state_dict()
+        with make(folder, pipelines={"image": [RandomResizedCrop(8), same_one]}) as loader:
+            loader.load_state_dict(state)
+        with (
+            make(folder, pipelines={"image": [RandomResizedCrop(8), other]}) as loader,
+            pytest.raises(ValueError, match=r"different: pipelines\['image'\]$"),
+        ):
+            loader.load_state_dict(state)
 
 
 RUN = textwrap.dedent(

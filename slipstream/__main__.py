@@ -1,0 +1,7 @@
+"""`python -m slipstream`: the command, where its script is not on the path, or `torchrun -m slipstream pack ...`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())
