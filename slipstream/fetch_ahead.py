@@ -78,7 +78,9 @@ class FetchAhead:
     @contextlib.contextmanager
     def reading_also(self, numbers: Sequence[int]) -> Iterator[None]:
         """Wait for other files, and hold them for the while. Raises StoppedError once stopped."""
-        missing = self._hold(numbers, wait=True)
+        with self._changed:
+            beside = self._held[0] if self._held else ()
+        missing = self._hold(numbers, wait=True, beside=beside)
         try:
             with self._changed:
                 self._also = numbers
@@ -92,12 +94,15 @@ class FetchAhead:
     def stop(self) -> None:
         """End the threads, and what they fetch, and let go of everything."""
         with self._changed:
-            self._stopped = True
+            first, self._stopped = not self._stopped, True
             held, queue = [*self._held], [*self._queue]
             self._held.clear()
             self._queue.clear()
             self._changed.notify_all()
-        self._let_go(held, queue)
+            if first:
+                # Not in this thread: it may have a lock that letting go takes, if the collector runs this in the midst
+                # of other work; and the lock of the maps is had by whoever opens a file, for as long as that takes.
+                self._start("slipstream-ahead", lambda: self._let_go(held, queue))
         limit = time.monotonic() + _PATIENCE
         for thread in self._threads:
             thread.join(max(limit - time.monotonic(), 0))
@@ -124,10 +129,10 @@ class FetchAhead:
         if self._stopped:
             raise StoppedError
 
-    def _hold(self, numbers: Sequence[int], *, wait: bool) -> list[int] | None:
+    def _hold(self, numbers: Sequence[int], *, wait: bool, beside: Sequence[int] = ()) -> list[int] | None:
         with self._changed:
             coming = frozenset(self._coming)
-        return self._files.hold(numbers, coming=coming, ahead=True, wait=wait, check=self._check)
+        return self._files.hold(numbers, coming=coming, ahead=True, wait=wait, beside=beside, check=self._check)
 
     def _walk(self) -> None:
         try:
