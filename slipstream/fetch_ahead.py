@@ -99,10 +99,13 @@ class FetchAhead:
             self._held.clear()
             self._queue.clear()
             self._changed.notify_all()
-            if first:
-                # Not in this thread: it may have a lock that letting go takes, if the collector runs this in the midst
-                # of other work; and the lock of the maps is had by whoever opens a file, for as long as that takes.
+        if first:
+            # Not in this thread: it may have a lock that letting go takes, if the collector runs this in the midst of
+            # other work; and the lock of the maps is had by whoever opens a file, for as long as that takes.
+            try:
                 self._start("slipstream-ahead", lambda: self._let_go(held, queue))
+            except RuntimeError:  # a process that ends starts no threads
+                self._let_go(held, queue)
         limit = time.monotonic() + _PATIENCE
         for thread in self._threads:
             thread.join(max(limit - time.monotonic(), 0))
@@ -118,8 +121,8 @@ class FetchAhead:
 
     def _start(self, name: str, work: Callable[[], None]) -> None:
         thread = threading.Thread(target=work, name=name, daemon=True)
-        self._threads.append(thread)
         thread.start()
+        self._threads.append(thread)
 
     def _wait_for(self, condition: Callable[[], object]) -> None:
         self._changed.wait_for(lambda: self._stopped or condition())
@@ -166,7 +169,7 @@ class FetchAhead:
         missing = self._hold(numbers, wait=is_next)
         if missing is None:
             # In vain: with very many files the look for room is not for nothing.
-            self._try_again = time.monotonic() + max(_TICK, 10 * (time.monotonic() - begin))
+            self._try_again = time.monotonic() + max(_TICK, 20 * (time.monotonic() - begin))
             return
         with self._changed:
             self._fetch_soon(missing)

@@ -317,6 +317,9 @@ class CachedFiles(ABC):
                     self._write(number, on_bytes)
                     return
                 except OSError as error:
+                    if error.errno == errno.ENOENT and left:  # somebody has removed the folder
+                        os.makedirs(os.path.dirname(target), exist_ok=True)
+                        continue
                     if error.errno not in DISK_FULL:
                         raise
                     full = error

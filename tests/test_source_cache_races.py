@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import os
 import pickle
+import shutil
 import sys
 import threading
 import time
@@ -105,6 +107,24 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sorted(files.made) == list(range(41))
 
 
+@pytest.mark.parametrize("limit", [None, 9 * SIZE])
+def test_a_folder_that_is_removed_meanwhile(tmp_path: Path, limit: int | None) -> None:
+    files, calls = Files(tmp_path, limit=limit), itertools.count()
+
+    def remove() -> None:
+        if next(calls) in (3, 12):
+            shutil.rmtree(tmp_path, ignore_errors=True)
+
+    files.before = remove
+    ahead = FetchAhead(files, lambda step: [step], 20)
+    for step in range(20):
+        with ahead.reading():
+            assert files.open(step, text) == f"{step:04}"
+    ahead.stop()
+    if files.limit is not None:
+        assert not files.limit._users and files.limit._aside == 0
+
+
 def test_what_a_killed_process_has_half_written_does_not_stay(tmp_path: Path) -> None:
     folder = tmp_path / ("1" * 32)
     folder.mkdir()
@@ -155,6 +175,19 @@ def test_stop_does_not_wait_for_whoever_opens_files(tmp_path: Path) -> None:
         gate.set()
     for thread in ahead._threads:
         thread.join(10)
+    assert files.limit is not None and not files.limit._users and files.limit._aside == 0
+
+
+def test_stop_in_a_process_that_starts_no_more_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    files = Files(tmp_path, limit=9 * SIZE)
+    ahead = FetchAhead(files, lambda step: [step], 5)
+    with ahead.reading():
+        pass
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    ahead.stop()
     assert files.limit is not None and not files.limit._users and files.limit._aside == 0
 
 
