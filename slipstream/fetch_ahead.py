@@ -79,7 +79,9 @@ class FetchAhead:
     @contextlib.contextmanager
     def reading_also(self, numbers: Sequence[int]) -> Iterator[None]:
         """Wait for other files, and hold them for the while. Raises StoppedError once stopped."""
-        missing = self._hold(numbers, wait=True)
+        with self._changed:
+            beside = self._held[0] if self._held else ()
+        missing = self._hold(numbers, wait=True, beside=beside)
         try:
             with self._changed:
                 self._also = numbers
@@ -93,12 +95,18 @@ class FetchAhead:
     def stop(self) -> None:
         """End the threads, and what they fetch, and let go of everything."""
         with self._changed:
-            self._stopped = True
+            first, self._stopped = not self._stopped, True
             held, queue = [*self._held], [*self._queue]
             self._held.clear()
             self._queue.clear()
             self._changed.notify_all()
-        self._let_go(held, queue)
+        if first:
+            # Not in this thread: it may have a lock that letting go takes, if the collector runs this in the midst of
+            # other work; and the lock of the maps is had by whoever opens a file, for as long as that takes.
+            try:
+                self._start("slipstream-ahead", lambda: self._let_go(held, queue))
+            except RuntimeError:  # a process that ends starts no threads
+                self._let_go(held, queue)
         limit = time.monotonic() + self._patience
         self._patience = 0.0
         for thread in self._threads:
@@ -115,8 +123,8 @@ class FetchAhead:
 
     def _start(self, name: str, work: Callable[[], None]) -> None:
         thread = threading.Thread(target=work, name=name, daemon=True)
-        self._threads.append(thread)
         thread.start()
+        self._threads.append(thread)
 
     def _wait_for(self, condition: Callable[[], object]) -> None:
         self._changed.wait_for(lambda: self._stopped or condition())
@@ -126,10 +134,10 @@ class FetchAhead:
         if self._stopped:
             raise StoppedError
 
-    def _hold(self, numbers: Sequence[int], *, wait: bool) -> list[int] | None:
+    def _hold(self, numbers: Sequence[int], *, wait: bool, beside: Sequence[int] = ()) -> list[int] | None:
         with self._changed:
             coming = frozenset(self._coming)
-        return self._files.hold(numbers, coming=coming, ahead=True, wait=wait, check=self._check)
+        return self._files.hold(numbers, coming=coming, ahead=True, wait=wait, beside=beside, check=self._check)
 
     def _walk(self) -> None:
         try:
@@ -163,7 +171,7 @@ class FetchAhead:
         missing = self._hold(numbers, wait=is_next)
         if missing is None:
             # In vain: with very many files the look for room is not for nothing.
-            self._try_again = time.monotonic() + max(_TICK, 10 * (time.monotonic() - begin))
+            self._try_again = time.monotonic() + max(_TICK, 20 * (time.monotonic() - begin))
             return
         with self._changed:
             self._fetch_soon(missing)

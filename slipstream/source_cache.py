@@ -7,13 +7,14 @@ of one, and a map of an older file stays whole.
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import os
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from . import checks
 from .daemon import in_threads
@@ -121,7 +122,7 @@ class CachedFiles(ABC):
         if found is None:
             failure = self._failure(number)
             if failure is not None:
-                raise type(failure)(*failure.args)
+                raise copy.copy(failure)
             self.fetch(number)
             found = self._find(number) or self._target(number)
         return found
@@ -150,14 +151,15 @@ class CachedFiles(ABC):
         coming: Collection[int] = (),
         ahead: bool = False,
         wait: bool = True,
+        beside: Collection[int] = (),
         check: Callable[[], object] | None = None,
     ) -> list[int] | None:
         """Keep these files in the cache until `release`, all at once; gives those that have to be fetched.
 
         There is room for them, which `fetch(..., has_room=True)` or `forgo` of each gives back. `coming`: what will be
         there without. `ahead`: more such holds follow, until `end_ahead`. None if there is no room and `wait` is False;
-        otherwise waits for other readers, and `check` may raise to give up. Raises CacheLimitError for more than the
-        limit.
+        otherwise waits for other readers, and `check` may raise to give up. `beside`: what the caller goes on holding.
+        Raises CacheLimitError for more than the limit.
         """
         missing: list[int] = []
 
@@ -177,8 +179,8 @@ class CachedFiles(ABC):
         if limit.use_again(paths):
             if not look():
                 return missing
-            limit.end_use(paths)
-        together = self._bytes_of({*numbers})
+            limit.unlock(limit.end_use(paths))
+        together = self._bytes_of({*numbers, *beside})
 
         def attempt() -> bool:
             return limit.use(paths, together, look, ahead=ahead)
@@ -194,12 +196,13 @@ class CachedFiles(ABC):
         if self.limit is None:
             return
         paths = [self._target(number) for number in numbers]
-        ended = self.limit.used_once(paths)
-        last = [number for number, path in dict(zip(numbers, paths, strict=True)).items() if path in ended]
+        ended = self.limit.end_use(paths)
+        number_of = dict(zip(paths, numbers, strict=True))
+        last = [number_of[path] for path in ended]
         # Before others may remove it: what is mapped stays on the disk. Whoever uses it again maps it again.
         for number in last:
             self.on_release(number)
-        self.limit.end_use(paths)
+        self.limit.unlock(ended)
         now = time.monotonic()
         for number in last:
             # Those used last are removed last.
@@ -222,17 +225,24 @@ class CachedFiles(ABC):
     def held(self, numbers: Sequence[int]) -> Iterator[None]:
         """Hold files and fetch those that are missing, several at once; what cannot be fetched is met by `open`."""
         left = {*(self.hold(numbers) or ())}
+        failed: list[int] = []
 
         def attempt(number: int) -> None:
             left.discard(number)
-            with contextlib.suppress(OSError, ValueError):
+            try:
                 self.fetch(number, has_room=True)
+            except (OSError, ValueError) as error:
+                # In place of a second fetch there: others may wait for whoever opens files.
+                self.remember(number, error)
+                failed.append(number)
 
         try:
             for _ in in_threads(attempt, sorted(left)):
                 pass
             yield
         finally:
+            for number in failed:
+                self._failures.pop(number, None)
             self.forgo(sorted(left))
             self.release(numbers)
 
@@ -307,6 +317,9 @@ class CachedFiles(ABC):
                     self._write(number, on_bytes)
                     return
                 except OSError as error:
+                    if error.errno == errno.ENOENT and left:  # somebody has removed the folder
+                        os.makedirs(os.path.dirname(target), exist_ok=True)
+                        continue
                     if error.errno not in DISK_FULL:
                         raise
                     full = error
@@ -338,6 +351,10 @@ class CachedFiles(ABC):
         """Forget what is not in use; the next read opens anew."""
         if self.limit is not None:
             self.limit.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy, perhaps on another machine, meets failures of its own.
+        return {**self.__dict__, "_failures": {}, "_touched": {}, "_swept": False}
 
 
 def _nothing(_: int) -> None:

@@ -23,13 +23,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from .checks import byte_text
 from .source import ProcessLock
-from .source_locks import HELD
+from .source_locks import HELD, sweep
 
 _COUNTING, _WAITING, _FILES = 0, 1, 2
 _FLOCK = struct.Struct("hhqqi4x")  # of 64-bit Linux
 _SET = re.compile(r"[0-9a-f]{32}")
 _ROOM = re.compile(r"\d+-[0-9a-f]+\.room")
-_LONGEST_POLL = 0.2
+_LONGEST_POLL = 0.05
 # For other processes' reads, which end by themselves: of a network that fails they are patient for two minutes.
 _PATIENCE = 300.0
 _SPARE = 128
@@ -49,14 +49,21 @@ class _Descriptors:
         os.makedirs(root, exist_ok=True)
         path = os.path.join(root, ".limit")
         self.room_path = os.path.join(root, f"{self.pid}-{secrets.token_hex(4)}.room")
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        self.locks, self.probe = (os.open(path, flags, 0o666) for _ in range(2))
-        # Counted and removed by name under this lock: a new one is locked before anyone looks at it.
-        _lock(self.locks, fcntl.F_WRLCK, _COUNTING, wait=True)
-        self.room = os.open(self.room_path, flags, 0o666)
-        with contextlib.suppress(OSError):
-            fcntl.flock(self.room, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _lock(self.locks, fcntl.F_UNLCK, _COUNTING)
+        with contextlib.ExitStack() as failed:
+
+            def opened(path: str) -> int:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                failed.callback(os.close, descriptor)  # and with it the lock
+                return descriptor
+
+            self.locks, self.probe = opened(path), opened(path)
+            # Counted and removed by name under this lock: a new one is locked before anyone looks at it.
+            _lock(self.locks, fcntl.F_WRLCK, _COUNTING, wait=True)
+            self.room = opened(self.room_path)
+            with contextlib.suppress(OSError):
+                fcntl.flock(self.room, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(self.locks, fcntl.F_UNLCK, _COUNTING)
+            failed.pop_all()
         HELD.update((self.locks, self.probe, self.room))
 
     def close(self) -> None:
@@ -64,13 +71,18 @@ class _Descriptors:
             return
         with contextlib.suppress(OSError):
             os.unlink(self.room_path)
-        for descriptor in (self.locks, self.probe, self.room):
+        descriptors = self.locks, self.probe, self.room
+        # A thread that is left at the end of the process must not come upon another file under the same number.
+        self.locks = self.probe = self.room = -1
+        for descriptor in descriptors:
             HELD.discard(descriptor)
             os.close(descriptor)
 
 
 def _lock(descriptor: int, kind: int, byte: int, *, wait: bool = False) -> None:
     # Of the open file and not of the process, as POSIX locks are: two readers in one process are two.
+    if descriptor < 0:
+        return
     command = fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK
     try:
         fcntl.fcntl(descriptor, command, _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0))
@@ -83,7 +95,7 @@ def _lock(descriptor: int, kind: int, byte: int, *, wait: bool = False) -> None:
 def _is_locked(descriptor: int, byte: int) -> bool:
     try:
         answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
-    except OSError:
+    except (OSError, ValueError):  # without locks; or closed
         return False
     return _FLOCK.unpack(answer)[0] != fcntl.F_UNLCK
 
@@ -96,7 +108,8 @@ class CacheLimit:
 
     def __init__(self, root: str, max_bytes: int) -> None:
         self.root, self.max_bytes = root, max_bytes
-        self._mutex = ProcessLock()
+        # Taken one after the other: counting may take a while, and whoever lets go of files does not wait for that.
+        self._counts, self._mutex = ProcessLock(), ProcessLock()
         self._start()
 
     def _start(self) -> None:
@@ -114,16 +127,17 @@ class CacheLimit:
 
     @contextlib.contextmanager
     def _counting(self) -> Iterator[_Descriptors]:
-        with self._mutex:
-            opened = self._open()
-            _lock(opened.locks, fcntl.F_WRLCK, _COUNTING, wait=True)
+        with self._counts:
+            with self._mutex:
+                opened = self._open()
             try:
+                _lock(opened.locks, fcntl.F_WRLCK, _COUNTING, wait=True)
                 yield opened
             finally:
                 _lock(opened.locks, fcntl.F_UNLCK, _COUNTING)
 
     def _byte(self, path: str) -> int:
-        name = os.path.relpath(path.removesuffix(UNPACKED), self.root).encode(errors="surrogateescape")
+        name = path.removeprefix(self.root).lstrip("/").removesuffix(UNPACKED).encode(errors="surrogateescape")
         return _FILES + (int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") >> 2)
 
     def use_again(self, paths: Sequence[str]) -> bool:
@@ -143,24 +157,26 @@ class CacheLimit:
         Raises CacheLimitError if `together`, the bytes of all of them, can never fit.
         """
         with self._counting() as opened:
-            for path in paths:
-                if not self._users[path]:
-                    _lock(opened.locks, fcntl.F_RDLCK, self._byte(path))
-            self._users.update(paths)
+            with self._mutex:
+                for path in paths:
+                    if not self._users[path]:
+                        _lock(opened.locks, fcntl.F_RDLCK, self._byte(path))
+                self._users.update(paths)
+                spare, self._spare = self._spare, 0
+            short, fits = 0, None
             try:
-                short = missing() - self._spare
-                fits = max(short, 0)
-                if short > 0:
-                    fits = self._make_room(opened, short, together, self.max_bytes // _SPARE if ahead else 0)
-            except BaseException:
-                self._end_use(opened, paths)
-                raise
-            if fits is None:
-                self._end_use(opened, paths)
-                return False
-            self._spare = fits - short
-            self._set_aside(opened, fits)
-            return True
+                short = missing() - spare
+                more = self.max_bytes // _SPARE if ahead else 0
+                fits = self._make_room(opened, short, together, more) if short > 0 else 0
+            finally:
+                with self._mutex:
+                    if fits is None:
+                        self._spare += spare
+                        self._unlock(opened, self._end_use(paths))
+                    else:
+                        self._spare += fits - short
+                        self._set_aside(opened, fits)
+            return fits is not None
 
     def end_ahead(self) -> None:
         """Give back what was set aside for fetches to come."""
@@ -168,24 +184,31 @@ class CacheLimit:
             self._set_aside(self._open(), -self._spare)
             self._spare = 0
 
-    def used_once(self, paths: Iterable[str]) -> set[str]:
-        """Those of these files that have a single user here."""
+    def end_use(self, paths: Iterable[str]) -> list[str]:
+        """Let go of files; gives those that are in use no more here, which stay until `unlock`."""
         with self._mutex:
             self._open()
-            return {path for path in paths if self._users[path] == 1}
+            return self._end_use(paths)
 
-    def end_use(self, paths: Sequence[str]) -> None:
-        """Let go of files."""
+    def unlock(self, paths: Iterable[str]) -> None:
+        """Let others remove those of these files that are not in use here."""
         with self._mutex:
-            self._end_use(self._open(), paths)
+            self._unlock(self._open(), paths)
 
-    def _end_use(self, opened: _Descriptors, paths: Sequence[str]) -> None:
+    def _end_use(self, paths: Iterable[str]) -> list[str]:
+        ended = []
         for path in paths:
             if self._users[path]:  # a forked child knows none of its parent's
                 self._users[path] -= 1
                 if not self._users[path]:
                     del self._users[path]
-                    _lock(opened.locks, fcntl.F_UNLCK, self._byte(path))
+                    ended.append(path)
+        return ended
+
+    def _unlock(self, opened: _Descriptors, paths: Iterable[str]) -> None:
+        for path in paths:
+            if not self._users[path]:
+                _lock(opened.locks, fcntl.F_UNLCK, self._byte(path))
 
     def give_back(self, count: int) -> None:
         """What was set aside has been written, or will not be."""
@@ -194,16 +217,19 @@ class CacheLimit:
 
     def _set_aside(self, opened: _Descriptors, count: int) -> None:
         self._aside = max(self._aside + count, 0)
-        os.ftruncate(opened.room, self._aside)
+        if opened.room >= 0:
+            os.ftruncate(opened.room, self._aside)
 
     def wait(self, attempt: Callable[[], bool], check: Callable[[], object] | None = None) -> None:
         """Try until `attempt` is true, while others are asked for room; `check` may raise to give up."""
-        if attempt():
+        # Who comes while others wait here goes not before them: it would have the room that it let go of just now.
+        late = self._waiting > 0
+        if not late and attempt():
             return
-        begin, poll = time.monotonic(), 0.002
+        begin, poll = time.monotonic(), 0.01 if late else 0.002
         self._ask(1)
         try:
-            while not attempt():
+            while True:
                 if check is not None:
                     check()
                 if time.monotonic() - begin > _PATIENCE:
@@ -212,7 +238,11 @@ class CacheLimit:
                         f"max_cache_size={self.max_bytes} ({byte_text(self.max_bytes)}); give more"
                     )
                 time.sleep(poll)
-                poll = min(2 * poll, _LONGEST_POLL)
+                tried = time.monotonic()
+                if attempt():
+                    return
+                # With very many files the look for room takes a while, and others wait for it.
+                poll = min(2 * poll, max(_LONGEST_POLL, 5 * (time.monotonic() - tried)))
         finally:
             self._ask(-1)
 
@@ -229,6 +259,9 @@ class CacheLimit:
 
     def trim(self, count: int = 0) -> bool:
         """Remove what is over the limit, and what `count` bytes more need; tell whether that was possible."""
+        for entry in _entries(self.root):
+            if _SET.fullmatch(entry.name):
+                sweep(entry.path)  # nobody counts what a killed process has half written
         with self._counting() as opened:
             return self._make_room(opened, count, 0) is not None
 
@@ -259,10 +292,14 @@ class CacheLimit:
         Some 10 us a file: 30 ms for the 3,000 chunks of 64 MB in 200 GB.
         """
         files, aside, kept = [], 0, 0
-        for entry in _entries(self.root):
+        entries = _entries(self.root)
+        # Room first: what is written meanwhile counts twice, and not never.
+        for entry in entries:
             if _ROOM.fullmatch(entry.name):
-                aside += _live_room(entry.path)
-            elif _SET.fullmatch(entry.name):
+                ours = self._opened is not None and entry.path == self._opened.room_path
+                aside += self._aside if ours else _live_room(entry.path)
+        for entry in entries:
+            if _SET.fullmatch(entry.name):
                 for file in _entries(entry.path):
                     # Locks; and what is being written counts as set aside, by its writer.
                     if file.name.endswith(".lock") or ".part" in file.name:
@@ -282,7 +319,7 @@ class CacheLimit:
         for _, size, path in sorted(files):
             if count <= 0:
                 break
-            if not _is_locked(opened.probe, self._byte(path)):
+            if not self._users[path.removesuffix(UNPACKED)] and not _is_locked(opened.probe, self._byte(path)):
                 chosen.append(path)
                 count -= size
         if count > 0:
@@ -294,7 +331,7 @@ class CacheLimit:
 
     def close(self) -> None:
         """Close the files, if nothing here is in use."""
-        with self._mutex:
+        with self._counts, self._mutex:
             if self._opened is not None and not self._users and not self._aside and not self._waiting:
                 self._opened.close()
                 self._opened = None

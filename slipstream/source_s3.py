@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import os
@@ -149,7 +150,7 @@ class S3Origin:
         from botocore.exceptions import ClientError, NoCredentialsError, PartialCredentialsError
 
         error = getattr(error, "last_exception", None) or error
-        if isinstance(error, OSError) and error.errno in DISK_FULL:
+        if isinstance(error, OSError) and error.errno in (*DISK_FULL, errno.ENOENT):
             return OSError(error.errno, os.strerror(error.errno))  # of this machine's
         reason = self._masked(str(error) or type(error).__name__)
         where = f"{self.name}{name}"

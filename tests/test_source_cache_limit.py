@@ -91,7 +91,7 @@ def test_an_unpacked_file_in_use_stays_too(tmp_path):
     path.with_name("x.unpacked").write_bytes(bytes(2 * SIZE))
     assert limit is not None and limit.use([str(path)], SIZE, lambda: 0)
     assert not limit.trim(2 * SIZE) and path.with_name("x.unpacked").exists()
-    limit.end_use([str(path)])
+    limit.unlock(limit.end_use([str(path)]))
     assert limit.trim(2 * SIZE) and not path.with_name("x.unpacked").exists()
 
 

@@ -162,8 +162,7 @@ def test_a_fault_that_stays_is_named_after_a_bounded_number_of_tries(
         with pytest.raises(ReadError, match=message) as caught:
             source.read([0, 5, 8])
         assert [failure[0] for failure in caught.value.failures] == [5]
-        # The batch's chunks are fetched together, and one that failed is met again when it is opened.
-        assert proxy.count(method, BAD) == 2 * requests
+        assert proxy.count(method, BAD) == requests
         assert_only_right_files(tmp_path, folder, [CHUNKS[0], CHUNKS[2]])
         proxy.script.clear()
         assert images_of(source, [5]) == [IMAGES[5]]
