@@ -64,7 +64,11 @@ part tests gpu-tests.log 240 "${plain[@]}" "${pytest[@]}" "${kernels[@]}"
 part crop gpu-crop.log 90 "$PYTHON" benchmarks/gpu_crop.py --only launch host peers "$@"
 part recipe gpu-recipe.log 150 "$PYTHON" benchmarks/gpu_recipe.py "$@"
 part options gpu-options.log 150 "$PYTHON" benchmarks/gpu_crop.py --name gpu-options --only options "$@"
-part decode gpu-decode.log 200 "${plain[@]}" "${pytest[@]}" "${decoding[@]}"
+if has nvidia.dali; then
+  part decode gpu-decode.log 200 "${plain[@]}" "${pytest[@]}" "${decoding[@]}"
+else
+  summary+=("decode: left out, for there is no DALI")
+fi
 part loader gpu-loader.log 170 "$PYTHON" benchmarks/gpu_loader.py "$@"
 part soak gpu-soak.log 150 env PYTHONPATH="$PWD/tests:$PYTHONPATH" "$PYTHON" tests/soak.py --device cuda --minutes 1.5 \
   --json "$OUT/gpu-soak.json"
