@@ -1,16 +1,21 @@
 #!/usr/bin/env bash
-# On a machine with a GPU: the gpu-marked tests, then the crop launch, whole recipes and the loader, in under 10 minutes.
+# On a machine with a GPU: the gpu-marked tests, the crop launch, whole recipes, decoding, the loader and a short soak.
 #
-#   PARTS              some of "tests crop recipe loader" (all; expect 180, 200, 150 and 90 seconds, and 60 more for the
-#                      first one on a bare machine, where the CPU's kernels are compiled too: two runs are safer)
-#   OUT                folder for the JSON files and the tests' log (benchmarks/results)
+#   PARTS              some of "tests crop recipe options decode loader soak", run in this order (all). Each ends at its
+#                      own limit, in seconds 240, 90, 150, 150, 200, 170 and 150; expect 60 more for the first on a bare
+#                      machine, where the CPU's kernels are compiled. decode, loader and soak need DALI, soak litdata.
+#   LIMIT              seconds for all of them together (1500)
+#   OUT                folder for the JSON files and logs (benchmarks/results)
 #   PYTHON             an interpreter with torch, Triton, numba and pytest (.venv's, else python3)
-#   SLIPSTREAM_PHOTOS  a folder with one folder of JPEGs for each class (else photographs that ship in packages)
+#   WORKERS            processes for the tests, where pytest-xdist is there (6)
+#   SLIPSTREAM_PHOTOS  a folder with one folder of JPEGs for each class (else what lies beside the checkout, or
+#                      photographs that ship in packages)
 #   SLIPSTREAM_HOSTILE a folder of damaged JPEGs for the tests (else what lies beside the checkout)
 #   SLIPSTREAM_COMMIT  the commit to record, where the tree came without its history
 #
 # Nothing need be installed: the two source roots go on the path. What needs a missing package says so and is left out.
-# Arguments (--dry-run) go to the benchmarks. A part that runs out of time keeps what it has saved until then.
+# Arguments (--dry-run) go to the benchmarks. A part that fails or runs out of time keeps what it has saved until then,
+# and the others run. What there is to know is printed last, in less than 12,000 characters.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
@@ -21,34 +26,64 @@ if [ -z "${PYTHON:-}" ]; then
 fi
 mkdir -p "$OUT"
 status=0
+summary=()
 
-# asked PART: whether it is to run. within SECONDS COMMAND: run it for so long at most, and for what is left of 590.
-asked() { [[ " ${PARTS:-tests crop recipe loader} " == *" $1 "* ]]; }
-within() {
-  local left=$((590 - SECONDS)) most=$1
-  shift
+# has MODULE: whether it can be imported.
+has() { "$PYTHON" -c "import $1" 2>/dev/null; }
+
+# part NAME LOG SECONDS COMMAND: run it, if it is asked for, for so long at most and for what is left of LIMIT. What it
+# prints goes to LOG in OUT; how it ended is told at the end. SIGINT lets pytest tell what failed so far.
+part() {
+  local name=$1 log=$OUT/$2 most=$3 left=$((${LIMIT:-1500} - SECONDS)) begin=$SECONDS code=0
+  shift 3
+  [[ " ${PARTS:-tests crop recipe options decode loader soak} " == *" $name "* ]] || return 0
   if [ "$left" -le 0 ]; then
-    echo "no time left for: $*"
-    return 1
+    summary+=("$name: no time was left")
+    status=1
+    return
   fi
-  timeout "$((most < left ? most : left))" "$@"
+  echo "$name ..."
+  timeout -s INT -k 15 "$((most < left ? most : left))" "$@" >"$log" 2>&1 || code=$?
+  summary+=("$name: status $code after $((SECONDS - begin)) s")
+  [ "$code" = 0 ] && return
+  status=1
+  [ "$code" -ge 124 ] && summary+=("$name: ran out of time")
+  case $log in *-tests.log | *-decode.log) ;; *) summary+=("$(tail -n 5 "$log" | cut -c1-200)") ;; esac
 }
 
-if asked tests; then
-  # Only the files with such tests: the others may import what is not there.
-  mapfile -t files < <(grep -lE 'mark\.gpu|import BACKENDS|^    BACKENDS,' tests/test_*.py)
-  # The interpreter, which a dry run asks for, would leave them out.
-  within 220 env -u TRITON_INTERPRET "$PYTHON" -m pytest -m gpu --continue-on-collection-errors "${files[@]}" 2>&1 |
-    tee "$OUT/gpu-tests.log" || status=1
-fi
-reports=()
-for part in crop recipe loader; do
-  asked "$part" || continue
-  reports+=("gpu-$part")
-  within 260 "$PYTHON" "benchmarks/gpu_$part.py" "$@" || status=1
-done
+# Only the files with such tests: the others may import what is not there. Those of the second kind decode.
+mapfile -t files < <(grep -lE 'mark\.gpu|import BACKENDS|^    BACKENDS,' tests/test_*.py)
+mapfile -t decoding < <(grep -lE 'Decoder|SlipstreamLoader|slipstream\.cli' "${files[@]}")
+mapfile -t kernels < <(printf '%s\n' "${files[@]}" | grep -vxFf <(printf '%s\n' "${decoding[@]}"))
+pytest=("$PYTHON" -m pytest -m gpu --continue-on-collection-errors --show-capture=no --tb=short --durations=10 -vv)
+has xdist && pytest+=(-n "${WORKERS:-6}")
+# The interpreter, which a dry run asks for, would leave these tests out.
+plain=(env -u TRITON_INTERPRET COLUMNS=180)
 
+part tests gpu-tests.log 240 "${plain[@]}" "${pytest[@]}" "${kernels[@]}"
+part crop gpu-crop.log 90 "$PYTHON" benchmarks/gpu_crop.py --only launch host peers "$@"
+part recipe gpu-recipe.log 150 "$PYTHON" benchmarks/gpu_recipe.py "$@"
+part options gpu-options.log 150 "$PYTHON" benchmarks/gpu_crop.py --name gpu-options --only options "$@"
+if has nvidia.dali; then
+  part decode gpu-decode.log 200 "${plain[@]}" "${pytest[@]}" "${decoding[@]}"
+else
+  summary+=("decode: left out, for there is no DALI")
+fi
+part loader gpu-loader.log 170 "$PYTHON" benchmarks/gpu_loader.py "$@"
+part soak gpu-soak.log 150 env PYTHONPATH="$PWD/tests:$PYTHONPATH" "$PYTHON" tests/soak.py --device cuda --minutes 1.5 \
+  --json "$OUT/gpu-soak.json"
+
+tables=()
+for name in gpu-crop gpu-options gpu-recipe gpu-loader; do
+  [ -f "$OUT/$name.json" ] && tables+=("$name")
+done
+[ "${#tables[@]}" -eq 0 ] || "$PYTHON" benchmarks/report.py --results "$OUT" "${tables[@]}" | cut -c1-220 | tail -c 7000
+for log in "$OUT"/gpu-tests.log "$OUT"/gpu-decode.log; do
+  [ -f "$log" ] || continue
+  echo
+  grep -E '^(FAILED|ERROR) ' "$log" | cut -c1-180 | head -n 12 || grep -oE 'FAILED tests.*|tests.* FAILED' "$log" | head -n 12
+  tail -n 1 "$log"
+done
 echo
-asked tests && tail -n 3 "$OUT/gpu-tests.log"
-[ "${#reports[@]}" -eq 0 ] || "$PYTHON" benchmarks/report.py --results "$OUT" "${reports[@]}" || status=1
+printf '%s\n' "${summary[@]}"
 exit "$status"

@@ -44,8 +44,9 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="session")
 def photos() -> list[Path]:
-    """The real photographs beside the checkout, if they are there."""
-    found = sorted((SHARED / "photos").rglob("*.jpg")) + sorted((SHARED / "photos").rglob("*.jpeg"))
+    """The real photographs beside the checkout, or in $SLIPSTREAM_PHOTOS, if they are there."""
+    folder = Path(os.environ.get("SLIPSTREAM_PHOTOS") or SHARED / "photos")
+    found = sorted(folder.rglob("*.jpg")) + sorted(folder.rglob("*.jpeg"))
     if not found:
         pytest.skip("../shared/photos is not here")
     return found

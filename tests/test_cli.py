@@ -11,12 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import boto3
 import numpy as np
 import pytest
 import torch
-from litdata.streaming.writer import BinaryWriter
-from moto.server import ThreadedMotoServer
 from PIL import Image
 
 from slipstream import __version__, demo
@@ -293,6 +290,9 @@ def test_inspect_prints_text_or_json_and_a_bar(tmp_path, capsys):
 
 
 def test_demo_on_s3(tmp_path, monkeypatch, capsys, shown):
+    import boto3  # not above: a GPU machine may lack what its own test does not need
+    from moto.server import ThreadedMotoServer
+
     assert main(["pack", str(image_folder(tmp_path / "images", count=6)), str(tmp_path / "chunks")]) == 0
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -336,6 +336,8 @@ def test_the_sheet_has_each_image_once_below_its_own_source(tmp_path, shown):
 
 
 def test_fields_that_the_demo_does_not_need_are_not_read(tmp_path, shown):
+    from litdata.streaming.writer import BinaryWriter
+
     image = (image_folder(tmp_path / "images") / "class_0" / "0.jpg").read_bytes()
     writer = BinaryWriter(str(tmp_path / "chunks"), chunk_size=4)
     for position in range(4):

@@ -2,7 +2,6 @@
 
 import gc
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,14 +86,10 @@ def test_close_to_pillow(decoder, mode, options):
         assert_close(got, decode_with_pillow(data))
 
 
-def test_close_to_pillow_on_real_photos(decoder):
-    folder = Path(__file__).parents[2] / "shared" / "photos"
-    files = sorted(folder.rglob("*.jpg"))
-    if not files:
-        pytest.skip("needs the shared files beside the checkout")
-    for start in range(0, len(files), 64):
-        encoded = [np.fromfile(file, np.uint8) for file in files[start : start + 64]]
-        for got, data, file in zip(pixels(decode(decoder, encoded)), encoded, files[start:], strict=False):
+def test_close_to_pillow_on_real_photos(decoder, photos):
+    for start in range(0, len(photos), 64):
+        encoded = [np.fromfile(file, np.uint8) for file in photos[start : start + 64]]
+        for got, data, file in zip(pixels(decode(decoder, encoded)), encoded, photos[start:], strict=False):
             assert_close(got, decode_with_pillow(data), file)
 
 

@@ -35,8 +35,9 @@ def _on_gpu(images, jobs, formats, out=None):
     from slipstream_kernels.resized_crop import resized_crop
 
     moved = [to_gpu(images.image(index)) for index in range(len(images))]
+    none = torch.empty(0, 3, 1, 1, dtype=torch.uint8, device="cuda")  # an empty list has no device
     there = None if out is None else [to_gpu(tensor) for tensor in out]
-    result = resized_crop(RaggedBatch.from_images(moved), jobs, formats_on_gpu(formats), there)
+    result = resized_crop(RaggedBatch.from_images(moved or none), jobs, formats_on_gpu(formats), there)
     if out is not None and there is not None:
         bring_back(out, there)
     return [tensor.cpu() for tensor in result]
