@@ -58,9 +58,9 @@ class SlipstreamLoader:
     about the data (rank 0's), and progress of downloads.
 
     A batch is a dict: each crop by its name, [B, 3, h, w] (without names, under its field: a tensor, or a list of
-    them); the other fields as int64, float32 or bool [B], equal-shape arrays stacked, anything else as a list; and
-    `_indices`, the sample ids, int64 [B]. Tensors are on the device, ready on its current stream; `_indices` is on the
-    CPU.
+    them); the other fields as int64, float32 or bool [B], equal-shape arrays stacked, anything else as a list;
+    `_indices`, the sample ids, int64 [B]; and, with tail="pad" or on_error="replace", `_valid`, bool [B]. Tensors are
+    on the device, ready on its current stream; `_indices` is on the CPU.
 
     Each `iter()` is the next epoch (0, 1, ...; `set_epoch(n)` sets the next one) and ends the iterator before it. The
     same seed gives the same bytes, whatever the batch size, the device's speed or the number of threads. Raises

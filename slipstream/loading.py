@@ -14,7 +14,7 @@ from slipstream_kernels.ragged import RaggedBatch
 from .bad_samples import GREY, PARTIAL, TRIES, resampled_positions
 from .decode import DecodeError
 from .fetch_ahead import numbers_of
-from .source import ReadError
+from .source import ReadError, Source
 
 if TYPE_CHECKING:
     from .fetch_ahead import FetchAhead
@@ -91,7 +91,7 @@ def _load(resources: Resources, ids: np.ndarray, valid: np.ndarray) -> Decoded:
     source = resources.dataset.source
     partial: dict[int, str] = {}
     images = {
-        field: resources.decoder.decode(source.read(ids, field), ids, source.describe, partial=partial)
+        field: resources.decoder.decode(_read(source, ids, field), ids, source.describe, partial=partial)
         for field in resources.image_fields
     }
     resources.record.add(PARTIAL, _failures(resources, ids, partial))
@@ -110,7 +110,7 @@ def _load_what_can_be(resources: Resources, ids: np.ndarray, valid: np.ndarray) 
         values[field] = _filled(taken, rows, len(ids), _empty_value(fields[field], taken))
     images = {}
     for field in resources.image_fields:
-        taken, rows = _tolerant(lambda some, field=field: source.read(some, field), ids, reasons)
+        taken, rows = _tolerant(lambda some, field=field: _read(source, some, field), ids, reasons)
         decode = functools.partial(resources.decoder.decode_or_stand_in, stand_in=resources.stand_in)
         encoded = _filled(taken, rows, len(ids), _NO_BYTES)
         batch, why = decode(encoded, ids, source.describe, partial=partial)
@@ -135,6 +135,20 @@ def _load_what_can_be(resources: Resources, ids: np.ndarray, valid: np.ndarray) 
     there = {row: reason for row, reason in partial.items() if row not in reasons}
     resources.record.add(PARTIAL, _failures(resources, ids, there))
     return Decoded(sample_ids=ids.copy(), images=images, values=values, valid=valid.copy()), reasons
+
+
+def _read(source: Source, ids: np.ndarray, field: str) -> list[np.ndarray]:
+    # The encoded bytes; TypeError where a source of the user's own gives something else.
+    encoded = source.read(ids, field)
+    count = len(encoded) if isinstance(encoded, (list, tuple)) else 0
+    wrong = [each for each in encoded if not (isinstance(each, np.ndarray) and each.dtype == np.uint8)] if count else []
+    if count != len(ids) or wrong:
+        got = f"{count}" if not wrong else f"a {type(wrong[0]).__name__}"
+        raise TypeError(
+            f"{type(source).__name__}.read must give a list of {len(ids)} uint8 arrays [n_bytes], got {got}: "
+            f"np.frombuffer(data, np.uint8) makes one of bytes"
+        )
+    return encoded
 
 
 def _tolerant(

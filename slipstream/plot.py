@@ -44,6 +44,8 @@ def show_batch(
     """
     if nrow < 1:
         raise ValueError(f"nrow must be at least 1, got {nrow}")
+    if isinstance(images, Mapping):
+        raise TypeError(f"images must be those of one field, got a dict of {list(images)}: plot_crops takes a batch")
     pictures = _pictures(_as_images("images", images), normalized)
     columns = min(nrow, len(pictures))
     width = min(2.4, max(1.2, 14 / columns))

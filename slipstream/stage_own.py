@@ -31,7 +31,11 @@ class OwnStage(Protocol):
         ...
 
     def apply(self, images: torch.Tensor, params: Any) -> torch.Tensor:
-        """images [B, 3, h, w] in the dtype of its place in the chain, params as tensors on their device -> [B, ...]."""
+        """images [B, 3, h, w] in the dtype of its place in the chain, params as tensors on their device -> [B, ...].
+
+        Bytes until a Normalize or ToDtype, float after it. Give the same dtype back: what follows takes floats as
+        values in [0, 1], so bytes made float must be divided by 255.
+        """
         ...
 
 

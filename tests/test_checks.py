@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.transforms import v2
 
 from slipstream import (
@@ -296,6 +297,8 @@ BAD_CALLS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: crop()([UINT8[0].float()]), TypeError, "images[0] must be uint8, got torch.float32"),
     (lambda: crop()(UINT8[0]), ValueError, "images must be [B, 3, H, W] or a list of [3, H, W], got shape [3, 8, 8]"),
     (lambda: crop()([UINT8[0].permute(1, 2, 0)]), ValueError, "images[0] must be [3, H, W] (or [1, H, W])"),
+    (lambda: crop()(Image.new("RGB", (9, 9))), TypeError, "images must be a tensor [B, 3, H, W] or a list of "),
+    (lambda: crop()({"a": UINT8}), TypeError, "images must be a tensor [B, 3, H, W] or a list of [3, H, W], got dict"),
     (lambda: crop()(["photo.jpg"]), TypeError, "images[0] must be a torch.Tensor or numpy array, got str"),
     (
         lambda: crop()(UINT8, sample_ids=[1]),

@@ -189,6 +189,24 @@ def test_the_report_names_each_once(caplog: pytest.LogCaptureFixture) -> None:
     assert "5 bad samples; 10 times replaced" in str(report)
 
 
+@pytest.mark.parametrize("policy", ["raise", "replace", "skip", "resample"])
+def test_a_source_that_gives_no_arrays_is_told(policy: str) -> None:
+    class Plain(Damaged):
+        def read(self, ids, field="image"):
+            return [self.files[i] for i in ids]
+
+    class Short(Damaged):
+        def read(self, ids, field="image"):
+            return super().read(ids, field)[1:]
+
+    for source, got in ((Plain({}), "got a bytes: np.frombuffer"), (Short({}), "got 3:")):
+        with (
+            make(source, on_error=policy) as loader,
+            pytest.raises(TypeError, match=rf"{type(source).__name__}.read must give a list of 4 uint8 arrays.*{got}"),
+        ):
+            next(iter(loader))
+
+
 def test_bad_policies_are_refused() -> None:
     with pytest.raises(
         ValueError, match="on_error must be one of 'raise', 'replace', 'skip', 'resample', got 'ignore'"

@@ -242,6 +242,11 @@ def test_encoded_images_are_refused_with_the_way_to_decode_them():
         show_batch([b"\xff\xd8\xff"])
 
 
+def test_a_batch_given_to_show_batch_is_sent_to_plot_crops():
+    with pytest.raises(TypeError, match=r"got a dict of \['a', 'label'\]: plot_crops takes a batch"):
+        show_batch({"a": batch_of(2, 4), "label": torch.arange(2)})
+
+
 def test_figures_are_unknown_to_pyplot_and_go_when_dropped():
     from matplotlib import pyplot
 

@@ -7,7 +7,7 @@ same three small arrays, which is all that a kernel needs to reach every pixel.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +85,9 @@ class RaggedBatch:
                 device=images.device,
                 owners=(images,),
             )
+        if isinstance(images, (str, Mapping)) or not isinstance(images, Iterable):
+            kind = type(images).__name__
+            raise TypeError(f"images must be a tensor [B, 3, H, W] or a list of [3, H, W], got {kind}")
         images = list(images)
         addresses, sizes, strides, devices = [], [], [], set()
         for index, image in enumerate(images):
