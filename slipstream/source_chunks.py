@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import numpy as np
+
 from .daemon import in_threads
 from .source_cache import CachedFiles
 from .source_cache_limit import UNPACKED
@@ -214,7 +216,7 @@ def _first_item(origin: Origin, name: str) -> bytes:
 
 
 def _fault(path: str, chunk: Chunk, least: int | None) -> str | None:
-    """Say what is wrong with a chunk file in the plain layout: its size or its count; None if both are right.
+    """Say what is wrong with a chunk file in the plain layout: its size, count or offsets; None if they are right.
 
     `least` is the size that it must have; None takes the end of the last item for it.
     """
@@ -228,8 +230,16 @@ def _fault(path: str, chunk: Chunk, least: int | None) -> str | None:
         (count,) = struct.unpack("<I", file.read(4))
         if count != samples:
             return f"holds {count} samples, its index says {samples}"
-        file.seek(4 * (samples + 1))
-        (end,) = struct.unpack("<I", file.read(4))
-        if least is None and size < end:
-            return f"has {size} bytes, its samples end at {end}: it is cut off"
-    return None
+        offsets = np.frombuffer(file.read(4 * (samples + 1)), "<u4")
+        if least is None and size < offsets[-1]:
+            return f"has {size} bytes, its samples end at {offsets[-1]}: it is cut off"
+    return offsets_fault(offsets)
+
+
+def offsets_fault(offsets: np.ndarray) -> str | None:
+    """Say which item of a chunk ends before it begins, uint32 [samples + 1]: then no item can be told from another."""
+    backwards = np.flatnonzero(offsets[1:] <= offsets[:-1])
+    if not len(backwards):
+        return None
+    item = int(backwards[0])
+    return f"has damaged offsets: item {item} lies at [{offsets[item]}, {offsets[item + 1]})"

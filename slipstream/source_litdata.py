@@ -17,7 +17,7 @@ import numpy as np
 from .header import is_image
 from .source import Kept, ProcessLock, ReadError, as_ids, check_field, map_file
 from .source_cache import CachedFiles
-from .source_chunks import ChunkStore, LocalOrigin, Origin
+from .source_chunks import ChunkStore, LocalOrigin, Origin, offsets_fault
 from .source_fields import PickleRefusedError, declared_kind, decoder_of
 from .source_index import Index
 from .source_s3 import S3Origin
@@ -186,6 +186,9 @@ class LitDataSource:
             raise ValueError(f"chunk {place} holds {count} samples, its index says {samples}")
         if second < first + 4 * len(self._leaf_of):
             raise _too_short(place)
+        fault = offsets_fault(data[4 : 4 * (samples + 2)].view("<u4"))
+        if fault is not None:
+            raise ValueError(f"chunk {place} {fault}")
         return data, data.data
 
     def _failure(self, chunk: int, number: int, reason: str) -> tuple[int, str, str]:

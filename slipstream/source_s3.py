@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -103,6 +104,7 @@ class S3Origin:
     def _persistently(self, name: str, work: Callable[[], T]) -> T:
         """Do `work` on the file `name`, again after a failure that may pass. Raises OSError, as `_explained`."""
         begin = time.monotonic()
+        met: Counter[int] = Counter()  # each kind by itself: a body that broke off twice does not make a 404 final
         for number in itertools.count(1):
             try:
                 return work()
@@ -111,10 +113,11 @@ class S3Origin:
             except Exception as error:
                 failure, tries = self._explained(error, name), _tries(error)
             # Outside the clause, so that boto3's error, which may hold credentials, is not the context of ours.
-            if number >= tries or time.monotonic() - begin > _PATIENCE:
+            met[tries] += 1
+            if met[tries] >= tries or time.monotonic() - begin > _PATIENCE:
                 raise failure
             wait = _FIRST_WAIT * 2 ** (number - 1)
-            _log.info("%s; try %d of %d follows in %.1f s", failure, number + 1, tries, wait)
+            _log.info("%s; try %d follows in %.1f s", failure, number + 1, wait)
             time.sleep(wait)
         raise AssertionError("the tries have an end")
 

@@ -372,3 +372,10 @@ def test_a_chunk_name_that_leaves_the_cache_is_refused_with_the_index(folder, na
     index["chunks"][3]["filename"] = name
     with pytest.raises(ValueError, match=r"s3://b/index\.json: chunk filename .* must be a plain file name"):
         parse_index(json.dumps(index), "s3://b/index.json")
+
+
+def test_other_faults_do_not_make_a_404_final(store, folder, tmp_path):
+    with FaultyProxy(store, script={("GET", BAD): ["break", "404", "break", "404"]}) as proxy:
+        source = opened(proxy, tmp_path)
+        assert images_of(source, [5]) == [IMAGES[5]]
+        assert_only_right_files(tmp_path, folder, [BAD])
