@@ -63,6 +63,16 @@ def test_an_offset_that_is_off_refuses_the_samples_on_both_sides(folder: Path, n
     assert refused(folder) == [number - 1, number]
 
 
+def test_an_offset_that_is_lost_refuses_the_whole_chunk(folder: Path) -> None:
+    """The offsets after it move up by one: each still begins at an item, but at the next one."""
+    (path,) = folder.glob("chunk*")
+    data = bytearray(path.read_bytes())
+    del data[4 + 4 * 2 : 4 + 4 * 3]
+    data[4 + 4 * 6 : 4 + 4 * 6] = bytes(4)
+    path.write_bytes(data)
+    assert refused(folder) == list(range(6))
+
+
 @pytest.mark.parametrize("leaf", range(LEAVES))
 @pytest.mark.parametrize("change", [-1, 1, -5])
 def test_a_size_that_is_off_refuses_its_sample(folder: Path, leaf: int, change: int) -> None:
