@@ -68,11 +68,14 @@ def resolve_backend(backend: str | None, device: torch.device) -> str:
 
 @contextmanager
 def on_stream(stream: Any) -> Iterator[None]:
-    """Run what follows on this stream of torch's, on its device.
+    """Run what follows on this stream of torch's, on its device; None is no stream.
 
     torch.cuda.stream alone, on a thread whose current device is another, sets that one again when it ends, and CUDA
     makes a context on it: half a gigabyte of GPU 0 for each other rank of a machine. torch.cuda.device does not.
     """
+    if stream is None:
+        yield
+        return
     with torch.cuda.device(stream.device), torch.cuda.stream(stream):
         yield
 
