@@ -35,8 +35,7 @@ def collate(values: Sequence[Any], device: torch.device, kind: str = "") -> Any:
     if all(isinstance(value, (np.ndarray, torch.Tensor)) for value in values):
         tensors = [value if isinstance(value, torch.Tensor) else _tensor(value) for value in values]
         if all(t is not None and t.shape == tensors[0].shape and t.dtype == tensors[0].dtype for t in tensors):
-            stacked = torch.stack(tensors)
-            return stacked.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else stacked
+            return to_device(torch.stack(tensors), device)
     return list(values)
 
 

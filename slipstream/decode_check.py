@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from slipstream_kernels.ragged import RaggedBatch
 
-from .device import to_device
+from .device import on_stream, to_device
 from .draws import Draws, stream_key
 
 ONE_IN = 256
@@ -151,7 +151,7 @@ def _read(addresses: np.ndarray, device: torch.device, stream: Any) -> tuple[tor
         return bytes_at_reference(torch.from_numpy(addresses)), None
     from slipstream_kernels.bytes_at import bytes_at
 
-    with torch.cuda.stream(stream):
+    with on_stream(stream):
         values = torch.empty(len(addresses), dtype=torch.uint8, pin_memory=True)
         values.copy_(bytes_at(to_device(addresses, device)), non_blocking=True)
         read = torch.cuda.Event()
@@ -163,7 +163,7 @@ def _on_host(batch: RaggedBatch, row: int) -> np.ndarray:
     if batch.device.type != "cuda":
         return batch.image(row).permute(1, 2, 0).numpy()
     # On a stream of this thread's own: the event of the probes, which has passed, was behind the decoding.
-    with torch.cuda.stream(torch.cuda.Stream(batch.device)):
+    with on_stream(torch.cuda.Stream(batch.device)):
         image = batch.image(row).permute(1, 2, 0)
         copy = torch.empty(image.shape, dtype=torch.uint8, pin_memory=True).copy_(image, non_blocking=True)
         done = torch.cuda.Event()

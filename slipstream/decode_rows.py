@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from slipstream_kernels.ragged import RaggedBatch
 
+from .device import on_stream
 from .yuv420 import plane_addresses
 
 _ALIGNMENT = 16  # of samples in one copy to a device
@@ -41,7 +42,7 @@ class Rows:
             self._addresses[row] = pixels.ctypes.data
             self.owners.append(pixels)
             return
-        with torch.cuda.stream(self._stream):
+        with on_stream(self._stream):
             copied = torch.from_numpy(pixels).to(self._device)
         self._addresses[row] = copied.data_ptr()
         self.owners.append(copied)
@@ -91,6 +92,6 @@ def copy_together(encoded: list[np.ndarray], device: torch.device, stream: Any) 
     memory = staging.numpy()
     for data, offset in zip(encoded, offsets.tolist(), strict=True):
         memory[offset : offset + len(data)] = data
-    with torch.cuda.stream(stream):
+    with on_stream(stream):
         copy = staging.to(device, non_blocking=True)  # torch reuses the pinned memory only after it
     return copy.data_ptr() + offsets, copy

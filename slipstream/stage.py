@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from . import checks
+from .device import to_device
 from .stage_own import is_own
 from .stage_program import ProgramStage
 
@@ -74,7 +75,8 @@ class Normalize:
             images = _to_float32(images)
         # the divisor is a tensor: CUDA divides by a Python number through its reciprocal, which rounds otherwise
         mean, std = (
-            torch.tensor(v, dtype=images.dtype, device=images.device).view(3, 1, 1) for v in (self.mean, self.std)
+            to_device(torch.tensor(v, dtype=images.dtype, device="cpu"), images.device).view(3, 1, 1)
+            for v in (self.mean, self.std)
         )
         return ((images - mean) / std).to(output_dtype)
 

@@ -1,10 +1,16 @@
-"""Which device a loader takes where nothing is said."""
+"""Which device a loader takes where nothing is said, and how its threads get there."""
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
+from slipstream import yuv420
+from slipstream.decode_rows import Rows
 from slipstream.device import choose_device
 
 
@@ -38,3 +44,28 @@ def test_a_rank_without_a_device_is_named(four_devices: pytest.MonkeyPatch, rank
     four_devices.setenv("LOCAL_RANK", rank)
     with pytest.raises(ValueError, match=f"LOCAL_RANK .* 0 to 3, got '{rank}'"):
         choose_device(None)
+
+
+def test_a_stream_is_entered_on_its_own_device_which_a_thread_need_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.cuda.stream by itself leaves a context on GPU 0 behind."""
+    inside: list[object] = []
+    copied_inside = []
+
+    def entering(what: object):
+        @contextmanager
+        def enter():
+            inside.append(what)
+            yield
+            copied_inside.append([*inside])
+            assert inside.pop() == what
+
+        return enter()
+
+    monkeypatch.setattr(torch.cuda, "device", entering)
+    monkeypatch.setattr(torch.cuda, "stream", entering)
+    stream = SimpleNamespace(device=torch.device("cuda", 3))
+    rows = Rows(2, torch.device("cpu"), stream)
+    rows.put_array(0, np.zeros((4, 5, 3), np.uint8))
+    image = np.frombuffer(yuv420.encode(np.zeros((4, 6, 3), np.uint8)), np.uint8)
+    rows.put_stored([1], [image], [(4, 6)])
+    assert copied_inside == [[stream.device, stream], [stream.device]] * 2
