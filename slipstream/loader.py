@@ -161,8 +161,9 @@ class SlipstreamLoader:
             _log.warning("an epoch has no batch: tail='drop', and %d samples do not fill %s", len(dataset), step)
         if verbose and self.rank == 0:
             tell_compiling()
-            took = getattr(dataset.source, "scan_seconds", None)
+            took, classes = (getattr(dataset.source, name, None) for name in ("scan_seconds", "classes"))
             scan = "" if took is None else f" (found in {took:.2f} s)"
+            scan = f" of {len(classes)} classes{scan}" if classes else scan  # 2 tells a folder of train/ and val/
             print(
                 f"slipstream: {len(dataset)} samples{scan}, batches of {self.batch_size} on {self.device}", flush=True
             )
