@@ -26,6 +26,7 @@ from .device import choose_device, own_cores, resolve_backend
 from .fetch_ahead import check_fits
 from .loading import make_stand_in
 from .pipeline import Pipeline
+from .progress import tell_compiling
 from .sampler_windowed import WindowedSampler, make_sampler
 from .shares import Shares, choose_ranks, choose_tail, distributed_ranks
 from .state import fingerprint, make_state, read_state
@@ -55,7 +56,7 @@ class SlipstreamLoader:
     prefetch: batches waiting to be taken; up to three more are being made. apply_exif: turn images as their EXIF
     orientation says. batch_stages: MixUp, CutMix, ... on the finished batch. return_plan: add `_plan`, a dict of image
     field -> Plan, what was drawn for the batch, and under `_batch_stages` what each batch stage drew. verbose: a line
-    about the data (rank 0's), and progress of downloads.
+    about the data and one where CPU kernels must be compiled (rank 0's), and progress of downloads.
 
     A batch is a dict: each crop by its name, [B, 3, h, w] (without names, under its field: a tensor, or a list of
     them); the other fields as int64, float32 or bool [B], equal-shape arrays stacked, anything else as a list;
@@ -159,8 +160,10 @@ class SlipstreamLoader:
             step = f"a step of {self.world_size} x {self.batch_size}"
             _log.warning("an epoch has no batch: tail='drop', and %d samples do not fill %s", len(dataset), step)
         if verbose and self.rank == 0:
-            took = getattr(dataset.source, "scan_seconds", None)
+            tell_compiling()
+            took, classes = (getattr(dataset.source, name, None) for name in ("scan_seconds", "classes"))
             scan = "" if took is None else f" (found in {took:.2f} s)"
+            scan = f" of {len(classes)} classes{scan}" if classes else scan  # 2 tells a folder of train/ and val/
             print(
                 f"slipstream: {len(dataset)} samples{scan}, batches of {self.batch_size} on {self.device}", flush=True
             )

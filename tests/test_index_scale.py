@@ -190,7 +190,10 @@ def test_the_time_of_a_scan_is_printed(tmp_path: Path, capsys: pytest.CaptureFix
     tar = tmp_path / "0.tar"
     with tarfile.open(tar, "w") as writer:
         writer.add(folder / "0.jpg", "0.jpg")
-    for source in (tmp_path / "images", open_tar(tar, cache_dir=tmp_path / "cache")):
+    for source, what in (
+        (tmp_path / "images", "1 samples of 1 classes"),
+        (open_tar(tar, cache_dir=tmp_path / "cache"), "1 samples"),
+    ):
         loader_of(SlipstreamDataset(source), False, verbose=True).shutdown()
         line = capsys.readouterr().out
-        assert line.startswith("slipstream: 1 samples (found in 0.") and line.endswith(" s), batches of 256 on cpu\n")
+        assert line.startswith(f"slipstream: {what} (found in 0.") and line.endswith(" s), batches of 256 on cpu\n")

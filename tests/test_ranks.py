@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from test_resume import COUNT, folder, make, samples  # noqa: F401  (folder is a fixture)
 from torch import distributed
 
@@ -81,6 +82,18 @@ def test_one_rank_of_many_prints_the_line(folder: Path, capsys: pytest.CaptureFi
     for rank in (0, 1):
         SlipstreamLoader(SlipstreamDataset(folder), 4, device="cpu", rank=rank, world_size=2).shutdown()
     assert re.fullmatch(r"slipstream: 37 samples \(found in .* s\), batches of 4 on cpu\n", capsys.readouterr().out)
+
+
+def test_the_line_counts_a_folders_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("train/cat", "train/dog", "val/cat"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / name / "0.jpg")
+    for place, line in (
+        (tmp_path, "3 samples of 2 classes (found "),
+        (tmp_path / "val", "1 samples of 1 classes (found "),
+    ):
+        SlipstreamLoader(SlipstreamDataset(place), 4, device="cpu").shutdown()
+        assert capsys.readouterr().out.startswith(f"slipstream: {line}")
 
 
 def test_an_epoch_without_a_batch_is_warned_of(folder: Path, caplog: pytest.LogCaptureFixture) -> None:  # noqa: F811
