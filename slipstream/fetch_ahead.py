@@ -24,6 +24,7 @@ from .dataset import SlipstreamDataset
 from .progress import Bar
 from .sampler_windowed import Order, WindowedSampler
 from .source_cache import BAR_FROM, DISK_FULL, CachedFiles, StoppedError
+from .source_cache_limit import SPARE
 
 STEPS = 1024
 # Files to come, beyond which the walk waits: enough that the threads never run dry.
@@ -54,6 +55,8 @@ class FetchAhead:
         self._also: Sequence[int] = ()  # of reading_also
         self._bar: Bar | None = None
         self._try_again = 0.0
+        self._freed = 0  # bytes, since there was no room
+        self._enough = 0 if files.limit is None else files.limit.max_bytes // SPARE
         self._far = STEPS  # how many to hold, at most STEPS
         self._threads: list[threading.Thread] = []
         self._patience = _PATIENCE
@@ -74,7 +77,7 @@ class FetchAhead:
                 self._read += 1
                 self._far += 1
                 self._changed.notify_all()
-            self._files.release(numbers)
+            self._freed += self._files.release(numbers)
 
     @contextlib.contextmanager
     def reading_also(self, numbers: Sequence[int]) -> Iterator[None]:
@@ -163,11 +166,12 @@ class FetchAhead:
             if step == self._steps or len(self._held) >= min(self._far, STEPS) or len(self._coming) >= _TO_COME:
                 self._changed.wait(None if self._files.limit is None else _TICK)
                 return
-            if not is_next and (pause := self._try_again - time.monotonic()) > 0:
+            pause = self._try_again - time.monotonic()
+            if not is_next and pause > 0 and self._freed <= self._enough:
                 self._changed.wait(min(pause, _TICK))
                 return
         numbers = self._numbers_of(step)
-        begin = time.monotonic()
+        begin, self._freed = time.monotonic(), 0
         missing = self._hold(numbers, wait=is_next)
         if missing is None:
             # In vain: with very many files the look for room is not for nothing.

@@ -179,7 +179,7 @@ class CachedFiles(ABC):
         if limit.use_again(paths):
             if not look():
                 return missing
-            limit.unlock(limit.end_use(paths))
+            self.release(numbers)
         together = self._bytes_of({*numbers, *beside})
 
         def attempt() -> bool:
@@ -191,10 +191,10 @@ class CachedFiles(ABC):
             return None
         return missing
 
-    def release(self, numbers: Sequence[int]) -> None:
-        """Let files go that `hold` kept."""
+    def release(self, numbers: Sequence[int]) -> int:
+        """Let files go that `hold` kept; gives the bytes of those that others may remove now."""
         if self.limit is None:
-            return
+            return 0
         paths = [self._target(number) for number in numbers]
         ended = self.limit.end_use(paths)
         number_of = dict(zip(paths, numbers, strict=True))
@@ -210,6 +210,7 @@ class CachedFiles(ABC):
                 self._touched[number] = now
                 with contextlib.suppress(OSError):
                     os.utime(self._find(number) or self._target(number))
+        return self._bytes_of(last)
 
     def end_ahead(self) -> None:
         """No hold `ahead` follows, or others wait for room."""

@@ -32,7 +32,8 @@ _ROOM = re.compile(r"\d+-[0-9a-f]+\.room")
 _LONGEST_POLL = 0.05
 # For other processes' reads, which end by themselves: of a network that fails they are patient for two minutes.
 _PATIENCE = 300.0
-_SPARE = 128
+# Of the limit: room for so much more is looked for at a time.
+SPARE = 128
 # Ends the name of a file that was not kept as it came; in use it goes by the name without.
 UNPACKED = ".unpacked"
 
@@ -166,7 +167,7 @@ class CacheLimit:
             short, fits = 0, None
             try:
                 short = missing() - spare
-                more = self.max_bytes // _SPARE if ahead else 0
+                more = self.max_bytes // SPARE if ahead else 0
                 fits = self._make_room(opened, short, together, more) if short > 0 else 0
             finally:
                 with self._mutex:
@@ -259,9 +260,7 @@ class CacheLimit:
 
     def trim(self, count: int = 0) -> bool:
         """Remove what is over the limit, and what `count` bytes more need; tell whether that was possible."""
-        for entry in _entries(self.root):
-            if _SET.fullmatch(entry.name):
-                sweep(entry.path)  # nobody counts what a killed process has half written
+        _sweep_all(_entries(self.root))
         with self._counting() as opened:
             return self._make_room(opened, count, 0) is not None
 
@@ -294,10 +293,15 @@ class CacheLimit:
         files, aside, kept = [], 0, 0
         entries = _entries(self.root)
         # Room first: what is written meanwhile counts twice, and not never.
+        dead = False
         for entry in entries:
             if _ROOM.fullmatch(entry.name):
                 ours = self._opened is not None and entry.path == self._opened.room_path
-                aside += self._aside if ours else _live_room(entry.path)
+                room = self._aside if ours else _live_room(entry.path)
+                aside += room or 0
+                dead |= room is None
+        if dead:
+            _sweep_all(entries)
         for entry in entries:
             if _SET.fullmatch(entry.name):
                 for file in _entries(entry.path):
@@ -348,8 +352,15 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
         return []
 
 
-def _live_room(path: str) -> int:
-    """Bytes that a process has set aside; a dead one's file is removed."""
+def _sweep_all(entries: Iterable[os.DirEntry[str]]) -> None:
+    # Nobody counts what a killed process has half written.
+    for entry in entries:
+        if _SET.fullmatch(entry.name):
+            sweep(entry.path)
+
+
+def _live_room(path: str) -> int | None:
+    """Bytes that a process has set aside; None for a dead one, whose file is removed."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -362,6 +373,6 @@ def _live_room(path: str) -> int:
         return 0
     else:
         os.unlink(path)
-        return 0
+        return None
     finally:
         os.close(descriptor)

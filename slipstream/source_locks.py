@@ -31,7 +31,7 @@ os.register_at_fork(after_in_child=_let_go_in_child)
 def only_one(path: str, check: Callable[[], object] | None = None) -> Iterator[None]:
     """Hold the lock of a file in the cache against other threads and processes; look again for the file inside.
 
-    `check` is called while others hold it, and may raise to give up.
+    `check` is called while others hold it, and may raise to give up. What was half written by who had it is removed.
     """
     os.makedirs(os.path.dirname(path), exist_ok=True)
     descriptor, poll = _try_lock(path), 0.001
@@ -42,6 +42,14 @@ def only_one(path: str, check: Callable[[], object] | None = None) -> Iterator[N
         poll = min(2 * poll, _LONGEST_POLL)
         descriptor = _try_lock(path)
     try:
+        # Had by a killed process, its parts are there: a sweep leaves those of a file that is locked.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # again: OSError where there are no locks
+            folder, name = os.path.split(path)
+            for entry in os.listdir(folder):
+                part = _PART.fullmatch(entry) if entry.startswith(name) else None
+                if part and part[1] == name:
+                    os.unlink(os.path.join(folder, entry))
         yield
     finally:
         _unlock(path, descriptor)

@@ -76,6 +76,15 @@ def test_a_killed_process_leaves_no_lock_and_its_parts_are_swept(tmp_path):
     assert listed(tmp_path / "set") == ["0001", "0007"] and files.made == [1, 7]
 
 
+def test_who_takes_over_a_file_removes_what_was_half_written(tmp_path):
+    files = Files(tmp_path, "set")
+    files.fetch(1)
+    for name in ("0007.99999-1.part", "0007.99999-1.part.x", "00071.99999-1.part", "0008.99999-1.part"):
+        (tmp_path / "set" / name).touch()
+    files.fetch(7)
+    assert listed(tmp_path / "set") == ["0001", "0007", "00071.99999-1.part", "0008.99999-1.part"]
+
+
 def test_threads_and_processes_wait_for_who_fetches(tmp_path):
     context = multiprocessing.get_context("fork")
     started, go = context.Event(), context.Event()

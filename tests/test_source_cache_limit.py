@@ -137,7 +137,7 @@ def test_a_reader_waits_for_room_and_says_so(tmp_path, monkeypatch):
 
 
 def test_holds_ahead_set_a_little_more_aside_and_give_it_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(source_cache_limit, "_SPARE", 4)
+    monkeypatch.setattr(source_cache_limit, "SPARE", 4)
     files, other = Files(tmp_path, limit=8 * SIZE), Files(tmp_path, "1" * 32, limit=8 * SIZE)
     assert files.limit is not None
     counted = []
