@@ -284,7 +284,7 @@ def check_fits(dataset: SlipstreamDataset, order: Order, world_size: int, batch_
         return
     if isinstance(order, WindowedSampler):
         step, count = batch_size * world_size, len(numbers)
-        need = _read_at_once(order, order.lanes, world_size, step) * total // count
+        need = min(_read_at_once(order, order.lanes, world_size, step) * total // count, total)
         if need > most:
             smaller = (1 << bits for bits in reversed(range((order.lanes - 1).bit_length())))
             fewer = (
