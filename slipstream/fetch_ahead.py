@@ -31,7 +31,7 @@ STEPS = 1024
 _TO_COME = 2 * PARALLEL
 _TICK = 0.02
 # A download is given up at its next block. One that stalls ends by itself, and nobody waits for it.
-_PATIENCE = 1.0
+_PATIENCE = 0.3
 
 
 class FetchAhead:
@@ -109,7 +109,7 @@ class FetchAhead:
                 self._start("slipstream-ahead", lambda: self._let_go(held, queue))
             except RuntimeError:  # a process that ends starts no threads
                 self._let_go(held, queue)
-        limit = time.monotonic() + _PATIENCE
+        limit = time.monotonic() + _PATIENCE if first else 0.0
         for thread in self._threads:
             thread.join(max(limit - time.monotonic(), 0))
         self._show()

@@ -88,7 +88,7 @@ def _unlock(path: str, descriptor: int) -> None:
 
 def sweep(folder: str) -> None:
     """Remove what killed processes left half written in a folder of the cache, and their locks."""
-    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         left = {}
         for entry in entries:
             part = _PART.fullmatch(entry.name)
