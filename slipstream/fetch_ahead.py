@@ -59,7 +59,6 @@ class FetchAhead:
         self._enough = 0 if files.limit is None else files.limit.max_bytes // SPARE
         self._far = STEPS  # how many to hold, at most STEPS
         self._threads: list[threading.Thread] = []
-        self._patience = _PATIENCE
         self._start("slipstream-ahead", self._walk)
 
     @contextlib.contextmanager
@@ -110,8 +109,7 @@ class FetchAhead:
                 self._start("slipstream-ahead", lambda: self._let_go(held, queue))
             except RuntimeError:  # a process that ends starts no threads
                 self._let_go(held, queue)
-        limit = time.monotonic() + self._patience
-        self._patience = 0.0
+        limit = time.monotonic() + _PATIENCE if first else 0.0
         for thread in self._threads:
             thread.join(max(limit - time.monotonic(), 0))
         self._show()
