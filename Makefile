@@ -49,9 +49,10 @@ format: $(READY)  ## ruff's formatter and safe fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## the loader, pack and the CPU kernels beside their peers; JSON into benchmarks/results/
+bench: $(READY)  ## the loader, pack, fetching and the CPU kernels beside their peers; JSON into benchmarks/results/
 	$(BIN)/python benchmarks/bench_loader.py --out loader-cpu
 	$(BIN)/python benchmarks/bench_pack.py --out pack-cpu
+	$(BIN)/python benchmarks/bench_fetch.py --out fetch-cpu
 	$(BIN)/python -m pytest benchmarks/bench_crop.py --benchmark-only --benchmark-json=benchmarks/results/crop-cpu.json
 	$(BIN)/python -m pytest benchmarks/bench_color.py --benchmark-only --benchmark-json=benchmarks/results/color-cpu.json
 	$(BIN)/python -m pytest benchmarks/bench_recipe.py --benchmark-only --benchmark-json=benchmarks/results/recipe-cpu.json

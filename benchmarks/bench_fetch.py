@@ -61,8 +61,14 @@ def main() -> None:
     if arguments.out:
         import record
 
-        result = {**record.circumstances(), "delay_s": 0.1, "samples": SAMPLES, "epochs": epochs, "ranged_gets": gets}
+        result = {"benchmark": "fetch", **record.circumstances(), "codes": {name: _commit(codes[name]) for name in codes}}
+        result |= {"delay_s": 0.1, "samples": SAMPLES, "epochs": epochs, "ranged_gets": gets}
         record.write(arguments.out, HERE.parent / "results", result)
+
+
+def _commit(checkout: str) -> str:
+    command = ["git", "-C", checkout, "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _text(checkout: str, name: str) -> str:

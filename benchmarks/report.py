@@ -53,6 +53,26 @@ def pack_tables(result: Result) -> list[str]:
     ]
 
 
+def fetch_tables(result: Result) -> list[str]:
+    """Seconds of an epoch from an empty cache by order and limit, and ranged GETs a second."""
+    rows: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for epoch in result["epochs"]:
+        case = (json.dumps(epoch["shuffle"]), epoch["max_cache_size"] or "none")
+        rows.setdefault(case, {}).setdefault(epoch["code"], []).append(epoch["epoch_s"])
+    codes = list(result["codes"])
+    cells = [
+        [*case, *(milliseconds(record.summary(times[code])) if code in times else "" for code in codes)]
+        for case, times in rows.items()
+    ]
+    gets = [[f"{each['delay_s']:g}", str(each["threads"]), str(each["per_s"])] for each in result["ranged_gets"]]
+    return [
+        f"Seconds of an epoch of {result['samples']} samples from a store {result['delay_s']:g} s away, empty cache, "
+        f"median (min - max). {circumstances(result)}",
+        table(["shuffle", "max_cache_size", *(f"{code} ({result['codes'][code]})" for code in codes)], cells),
+        table(["ranged GETs: delay, s", "threads", "a second"], gets),
+    ]
+
+
 def crop_tables(result: Result) -> list[str]:
     """Milliseconds of a batch by provider, one row for each set of crops, from pytest-benchmark's file."""
     cells: dict[str, dict[str, str]] = {}
@@ -175,6 +195,7 @@ def milliseconds(times: dict[str, float]) -> str:
 TABLES: dict[str, Callable[[Result], list[str]]] = {
     "loader": loader_tables,
     "pack": pack_tables,
+    "fetch": fetch_tables,
     "crop": crop_tables,
     "gpu-crop": gpu_crop_tables,
     "gpu-recipe": gpu_recipe_tables,
