@@ -61,7 +61,8 @@ def main() -> None:
     if arguments.out:
         import record
 
-        result = {"benchmark": "fetch", **record.circumstances(), "codes": {name: _commit(codes[name]) for name in codes}}
+        commits = {name: _commit(checkout) for name, checkout in codes.items()}
+        result = {"benchmark": "fetch", **record.circumstances(), "codes": commits}
         result |= {"delay_s": 0.1, "samples": SAMPLES, "epochs": epochs, "ranged_gets": gets}
         record.write(arguments.out, HERE.parent / "results", result)
 
