@@ -7,12 +7,12 @@
 #
 # Then each call carries its folder, keeps what it brought, and runs the parts that are possible by then; calls follow each other
 # at once, for an idle machine is given back bare. In all of them
-#   export SLIPSTREAM_PHOTOS=/tmp/gpu/photos SLIPSTREAM_HOSTILE=/tmp/gpu/hostile SLIPSTREAM_COMMIT=...
+#   export PYTHONPATH=/tmp/site SLIPSTREAM_PHOTOS=/tmp/gpu/photos SLIPSTREAM_HOSTILE=/tmp/gpu/hostile SLIPSTREAM_COMMIT=...
 #   .gpu/1  bash .gpu/1/take.sh 1; PARTS="tests crop" LIMIT=440 bash benchmarks/gpu.sh         wrong bytes here: mend these first
 #   .gpu/2  bash .gpu/2/take.sh 2; PARTS=recipe LIMIT=220 bash benchmarks/gpu.sh
 #   .gpu/3  bash .gpu/3/take.sh 3; PARTS=options LIMIT=180 bash benchmarks/gpu.sh
-#   .gpu/4  bash .gpu/4/take.sh 4; PYTHONPATH=/tmp/site PARTS="decode loader" LIMIT=430 bash benchmarks/gpu.sh
-#   .gpu/5  bash .gpu/5/take.sh 5; PYTHONPATH=/tmp/site PARTS=soak LIMIT=170 bash benchmarks/gpu.sh
+#   .gpu/4  bash .gpu/4/take.sh 4; PARTS="decode loader" LIMIT=430 bash benchmarks/gpu.sh
+#   .gpu/5  bash .gpu/5/take.sh 5; PARTS=soak LIMIT=170 bash benchmarks/gpu.sh
 #
 # What call 4 decides: do "pixels, engines - CUDA" and "shared - reversed" differ, then an image's bytes depend on its batch with
 # decode_dali's _HW_DECODER_LOAD of 0.65: make it 1.0 or 0.0, by their rates. Is a mean from Pillow near decode_check's BOUND,
@@ -31,6 +31,8 @@ get() {
 # Not what DALI needs for other work only: nvcomp, nvTIFF, nvJPEG2000 (slipstream decodes those formats with Pillow).
 get "$tmp/dali" nvidia-dali-cuda130 nvidia-nvimgcodec-cu13 nvidia-nvjpeg 'astunparse<=1.6.3' 'gast<=0.7.0' optree makefun \
   'libcst~=1.8' nvtx zstandard
+# What the tests want of pytest: processes beside each other, and a mark that they use.
+get "$gpu/1/tools" pytest-xdist execnet pytest-timeout hypothesis sortedcontainers
 get "$tmp/litdata" litdata lightning-utilities obstore boto3 botocore s3transfer jmespath
 (cd "$tmp/dali" && for w in nvidia_*.whl; do
   zip -q -d "$w" '*cpython-39-*' '*cpython-310-*' '*cpython-311-*' '*cpython-313*' '*cpython-314*' '*cpython-315*' '*/include/*' || true
@@ -46,6 +48,7 @@ cat > "$gpu/1/take.sh" <<'U'
 keep=/tmp/gpu; mkdir -p $keep /tmp/site
 cp -r ".gpu/$1/." $keep/
 unpack() { for w in "$1"/*.whl; do python3 -m zipfile -e "$w" /tmp/site; done; }
+[ "$1" != 1 ] || unpack $keep/tools
 if [ ! -d $keep/dali ] && [ -f $keep/part-0 ] && [ -f $keep/part-1 ] && [ -f $keep/part-2 ] && [ -f $keep/part-3 ]; then
   mkdir $keep/dali && cat $keep/part-[0-3] | tar -C $keep/dali -xf - && unpack $keep/dali
   PYTHONPATH=/tmp/site python3 -c 'import nvidia.dali as d; print("DALI", d.__version__)'
