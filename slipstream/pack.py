@@ -92,8 +92,8 @@ def pack(
     it is whole. rank, world_size: which share of the blocks to pack into the same `dst`; None is torch.distributed's or
     torchrun's, else that of a Slurm array or of srun's tasks, else everything. Ranks need not run at once: the one that
     packs the last block writes the index. num_workers: threads (default: one a core, at most 8), each of which holds up
-    to two chunks in memory; of samples of a few KB one process packs some 40,000 a second whatever its threads, and
-    several ranks on a machine more.
+    to two chunks in memory; of samples of a few KB one process packs as many whatever its threads, and several
+    ranks on a machine more.
 
     on_error: a sample that cannot be read or stored ends it ("raise", a ReadError that names it), or is left out
     ("skip") and listed in the result and in dst/skipped.json; the ids after it then are not those of `src`.

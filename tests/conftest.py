@@ -97,6 +97,18 @@ def server() -> Iterator[str]:
 
 
 @pytest.fixture
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between tries of a store that fails."""
+    import botocore.retries.standard
+
+    from slipstream import source_chunks, source_s3
+
+    monkeypatch.setattr(botocore.retries.standard.ExponentialBackoff, "delay_amount", lambda *_: 0.01)
+    monkeypatch.setattr(source_s3, "_FIRST_WAIT", 0.01)
+    monkeypatch.setattr(source_chunks, "_FIRST_WAIT", 0.01)
+
+
+@pytest.fixture
 def options(server: str) -> dict[str, str]:
     """The `storage_options` of that store."""
     from s3_store import KEYS

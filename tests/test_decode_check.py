@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from decode_samples import assert_equal, by_pillow, decode, encode, jpegs, make_decoder, picture, pixels
+from own_source import ImageSource
 from PIL import Image
 from slipstream_kernels.bytes_at import bytes_at
 from slipstream_kernels.reference import bytes_at_reference
@@ -295,25 +296,14 @@ def test_its_thread_ends(how: str) -> None:
     assert checking() == []
 
 
-class Source:
+class Source(ImageSource):
     """Pictures by id."""
-
-    fields = {"image": "image"}  # noqa: RUF012
 
     def __len__(self) -> int:
         return 200
 
     def read(self, ids, field="image"):
         return [encode(picture(int(i), (150, 100))) for i in ids]
-
-    def values(self, ids, field):
-        raise KeyError(field)
-
-    def describe(self, sample_id) -> str:
-        return f"memory:{sample_id}"
-
-    def close(self) -> None:
-        pass
 
 
 @pytest.mark.parametrize("policy", ["raise", "replace"])

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import botocore.retries.standard
 import pytest
 import zstandard
 from botocore.config import Config
@@ -24,13 +23,16 @@ from s3_store import KEYS, bucket_in, upload
 from tar_samples import sample
 from tar_samples import write as write_tar
 
-from slipstream import ReadError, SlipstreamDataset, SlipstreamLoader, fetch_ahead, source_chunks, source_s3
+from slipstream import ReadError, SlipstreamDataset, SlipstreamLoader, fetch_ahead
 from slipstream.source_cache_limit import CacheLimitError
 
 URL = "s3://ahead/val"
 CHUNKS, EACH = 64, 8
 COUNT = CHUNKS * EACH
 BAD = "chunk-0-5.bin"
+
+
+pytestmark = pytest.mark.usefixtures("short_waits")
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +56,6 @@ def store(server: str, folder: Path) -> Iterator[str]:
 def proxy(store: str) -> Iterator[FaultyProxy]:
     with FaultyProxy(store) as proxy:
         yield proxy
-
-
-@pytest.fixture(autouse=True)
-def _short_waits(monkeypatch):
-    monkeypatch.setattr(botocore.retries.standard.ExponentialBackoff, "delay_amount", lambda *_: 0.01)
-    monkeypatch.setattr(source_s3, "_FIRST_WAIT", 0.01)
-    monkeypatch.setattr(source_chunks, "_FIRST_WAIT", 0.01)
 
 
 def options(proxy: FaultyProxy) -> dict:

@@ -17,6 +17,7 @@ import pytest
 from faulty_proxy import FaultyProxy
 from litdata_samples import jpeg, photos, plain, write
 from moto.server import ThreadedMotoServer
+from own_source import ImageSource
 from PIL import Image
 
 from slipstream import MultiRandomResizedCrop, SlipstreamDataset, SlipstreamLoader
@@ -266,9 +267,8 @@ def test_an_interrupted_wait_loses_no_batch() -> None:
     """As in a notebook: the cell stops, and the loop may go on in the next one."""
     gate = threading.Event()
 
-    class Source:
+    class Source(ImageSource):
         def __init__(self) -> None:
-            self.fields = {"image": "image"}
             self.data = np.frombuffer(jpeg(3), np.uint8)
 
         def __len__(self) -> int:
@@ -278,15 +278,6 @@ def test_an_interrupted_wait_loses_no_batch() -> None:
             if 8 in ids:
                 gate.wait(20)
             return [self.data for _ in ids]
-
-        def values(self, ids, field):
-            raise KeyError(field)
-
-        def describe(self, sample_id) -> str:
-            return ""
-
-        def close(self) -> None:
-            pass
 
     pipelines = {"image": MultiRandomResizedCrop({"a": dict(size=16)})}
     with SlipstreamLoader(

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import boto3
-import botocore.retries.standard
 import numpy as np
 import pytest
 import zstandard
@@ -26,12 +25,14 @@ from litdata.streaming.writer import BinaryWriter
 from litdata.types import Text
 from s3_store import KEYS, bucket_in, upload
 
-from slipstream import source_chunks, source_s3
+from slipstream import source_s3
 from slipstream.dataset import SlipstreamDataset
 from slipstream.source import ReadError
 from slipstream.source_index import parse_index
 from slipstream.source_litdata import LitDataSource, open_litdata
 from slipstream.source_s3 import S3Origin
+
+pytestmark = pytest.mark.usefixtures("short_waits")
 
 URL = "s3://photos/val"
 COUNT = 30
@@ -74,13 +75,6 @@ def store(server, folder):
     with bucket_in(server, "photos") as client:
         upload(client, folder, "photos", "val")
         yield server
-
-
-@pytest.fixture(autouse=True)
-def _short_waits(monkeypatch):
-    monkeypatch.setattr(botocore.retries.standard.ExponentialBackoff, "delay_amount", lambda *_: 0.01)
-    monkeypatch.setattr(source_s3, "_FIRST_WAIT", 0.01)
-    monkeypatch.setattr(source_chunks, "_FIRST_WAIT", 0.01)
 
 
 def options(proxy: FaultyProxy, tries: int = 4, **more) -> dict:

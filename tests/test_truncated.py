@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 from decode_samples import assert_equal, by_pillow, decode, encode, jpegs, make_decoder, picture, pixels
+from own_source import ImageSource
 from PIL import Image, ImageFile
 
 from slipstream import DecodeError, SlipstreamDataset, SlipstreamLoader
@@ -154,10 +155,8 @@ def test_threads_that_want_either_get_what_they_want() -> None:
     assert wrong == []
 
 
-class Source:
+class Source(ImageSource):
     """Six images, of which the third is cut off, and the fifth no image."""
-
-    fields = {"image": "image"}  # noqa: RUF012
 
     def __init__(self) -> None:
         self.files = [encode(picture(i, SIZE)) for i in range(6)]
@@ -169,15 +168,6 @@ class Source:
 
     def read(self, ids, field="image"):
         return [self.files[int(i)] for i in ids]
-
-    def values(self, ids, field):
-        raise KeyError(field)
-
-    def describe(self, sample_id) -> str:
-        return f"memory:{sample_id}"
-
-    def close(self) -> None:
-        pass
 
 
 @pytest.mark.parametrize("policy", ["raise", "replace", "skip", "resample"])

@@ -11,17 +11,17 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from own_source import ImageSource
 from PIL import Image
 
 from slipstream import DecodeError, MultiRandomResizedCrop, SlipstreamDataset, SlipstreamLoader, decode, loader
 from slipstream.workers import Drawn
 
 
-class MemorySource:
+class MemorySource(ImageSource):
     """Forty small images; `on_read` is called before each read."""
 
     def __init__(self) -> None:
-        self.fields = {"image": "image"}
         stream = io.BytesIO()
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(stream, "JPEG")
         self.encoded = [np.frombuffer(stream.getvalue(), np.uint8)] * 40
@@ -33,15 +33,6 @@ class MemorySource:
     def read(self, ids, field="image"):
         self.on_read()
         return [self.encoded[i] for i in ids]
-
-    def values(self, ids, field):
-        raise KeyError(field)
-
-    def describe(self, sample_id) -> str:
-        return f"memory:{sample_id}"
-
-    def close(self) -> None:
-        pass
 
 
 REST = dict(epoch=0, valid=np.ones(4, bool))
