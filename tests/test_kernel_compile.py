@@ -16,8 +16,8 @@ from triton.compiler import ASTSource
 CROP = dict(resized_crop.launch_options())
 WEIGHTS = dict(resized_crop.WEIGHT_OPTIONS)
 COLOR = dict(color.launch_options())
-CROP_TYPES = {"images": "*i64", "tasks": "*i64", "outputs": "*i64", "tiles": "*i32", "weights": "*i32"}
-CROP_TYPES |= {"num_crops": "i32", "num_tiles": "i32"}
+CROP_TYPES = {"images": "*i64", "tasks": "*i64", "outputs": "*i64", "strips": "*i32", "weights": "*i32"}
+CROP_TYPES |= {"between": "*i32", "num_crops": "i32", "num_strips": "i32"}
 PROGRAMS = {"tasks": "*i64", "groups": "*i64", "num_groups": "i32", "crops": "*i64", "programs": "*fp32"}
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg")
 
@@ -28,15 +28,16 @@ KERNELS = {
         {"tasks": "*i64", "outputs": "*i64", "weights": "*i32", "num_crops": "i32"},
         {**WEIGHTS, "JOB": 10},
     ),
-    "resized_crop_kernel": (
+    "resized_crop_kernel": (resized_crop, CROP_TYPES, {**CROP, "JOB": 10, "PLANES": False, "INTERLEAVED": False}),
+    "resized_crop_kernel, interleaved": (
         resized_crop,
         CROP_TYPES,
-        {**CROP, "JOB": 10, "PLANES": False},
+        {**CROP, "JOB": 10, "PLANES": False, "INTERLEAVED": True},
     ),
     "resized_crop_kernel, of planes": (
         resized_crop,
         CROP_TYPES,
-        {**resized_crop.launch_options(planes=True), "JOB": 10, "PLANES": True},
+        {**CROP, "JOB": 10, "PLANES": True, "INTERLEAVED": False},
     ),
     "bytes_at_kernel": (bytes_at, {"addresses": "*i64", "out": "*u8", "count": "i32"}, dict(bytes_at.LAUNCH)),
     "readings_kernel": (color, PROGRAMS, COLOR),
@@ -101,11 +102,14 @@ def test_it_compiles_without_spills_and_exactly(
     assert not re.search(r"\b(div|rcp)\.approx|\b(lg2|sin|cos|tanh)\.", ptx), "coarse arithmetic"
     # and the Gaussian's weights, whose exponentials are summed and divided by, one within 2 units
     assert ("ex2." in ptx) == ("gaussian" in name)
-    if name.startswith("resized_crop") or name in ("gaussian_blur_kernel", "box_blur_kernel"):
+    if name in ("gaussian_blur_kernel", "box_blur_kernel"):
         assert "mma" in ptx, "the products belong on the tensor cores"
     if name == "resize_weights_kernel":
         assert "div.rn.f64" in ptx
     elif name.startswith("resized_crop"):
         assert not re.search(r"\.f(16|32|64)\b", ptx), "the crop kernel is whole-number arithmetic"
+        across, barrier, down = ptx.partition("bar.sync")
+        assert barrier and "st.global.b32" in across and "ld.global.b32" in down and "bar" not in down
+        assert "ld.global.nc" not in ptx, "such a load need not see what this launch wrote"
     elif name not in ("bytes_at_kernel", "readings_kernel", "equalize_kernel"):
         assert "cvt.rn.bf16" in ptx, "the interpreter's cast is not the hardware's"
