@@ -223,6 +223,17 @@ def test_a_job_that_does_not_fit_is_refused(run: Run, scenes: list[np.ndarray], 
         run(RaggedBatch.from_arrays(scenes[:1]), job, formats)
 
 
+def test_a_job_whose_rows_pass_an_int32_is_refused() -> None:
+    from slipstream_kernels.resized_crop import pack_tables
+
+    tall = RaggedBatch.from_images([torch.zeros(3, 1, 1, dtype=torch.uint8).expand(3, 1 << 26, 1)])
+    formats = [OutputFormat(size=(1, 31)), OutputFormat(size=(1, 32))]
+    job = [0, 0, 1 << 26, 1, 1, 31, 0, 0, 0, 0]
+    pack_tables(tall, np.array([[job]], np.int32), formats[:1])
+    with pytest.raises(ValueError, match=r"jobs\[0, 1\] has 2147483648 pixels .* 67108864 rows by .* 32 columns"):
+        pack_tables(tall, np.array([[job, [*job[:5], 32, *job[6:]]]], np.int32), formats)
+
+
 def test_an_output_of_another_shape_is_refused(run: Run, scenes: list[np.ndarray]) -> None:
     if run is _on_gpu:
         pytest.skip("the same check, on the host")

@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 
 from ._math import byte_of_planes, chroma_of_four, filter_weight, round_to_byte
-from .crop_jobs import HEIGHT, JOB_COLUMNS, OutputFormat, check_jobs, check_outputs, empty_outputs, tap_counts
+from .crop_jobs import HEIGHT, JOB_COLUMNS, WIDTH, OutputFormat, check_jobs, check_outputs, empty_outputs, tap_counts
 from .launch import check_device, launching_on
 from .ragged import RaggedBatch
 
@@ -36,7 +36,7 @@ IMAGE_COLUMNS = 4  # address, channel stride, row stride, column stride
 PLANES_COLUMNS = 9  # and, where any image is YUV, Cb's and Cr's address, their row stride, height and width
 TASK_COLUMNS = JOB_COLUMNS + 5  # a job, where its vertical and horizontal weights start, their tap counts, and its rows
 OUTPUT_COLUMNS = 9  # address, image / channel / row / column stride (elements), element size, table's address, h, w
-HEADER = 1  # int32 before each output pixel's weights: its first source pixel
+HEADER = 1  # int32 before each output pixel's weights: the source pixel of the first
 
 
 class LaunchOptions(TypedDict):
@@ -92,21 +92,24 @@ def resize_weights_kernel(tasks, outputs, weights, num_crops, BLOCK: tl.constexp
     shrink = 1.0 / stretch
     centre = ((pixel + place).to(tl.float64) + 0.5) * scale
     first = tl.maximum((centre - support + 0.5).to(tl.int32), 0)
-    count = tl.minimum((centre + support + 0.5).to(tl.int32), box) - first
+    end = tl.minimum((centre + support + 0.5).to(tl.int32), box)
+    begin = tl.minimum(first, box - taps)  # of the taps, all of which lie in the box
 
     total = tl.zeros([BLOCK], tl.float64)
     for tap in range(taps):
-        value = filter_weight(((tap + first).to(tl.float64) - centre + 0.5) * shrink, bicubic)
-        total += tl.where(tap < count, value, 0.0)
+        place = begin + tap
+        value = filter_weight((place.to(tl.float64) - centre + 0.5) * shrink, bicubic)
+        total += tl.where((place >= first) & (place < end), value, 0.0)
     total = tl.where(live, total, 1.0)
 
     row = table + pixel.to(tl.int64) * (taps + 1)
     for tap in range(taps):
-        value = filter_weight(((tap + first).to(tl.float64) - centre + 0.5) * shrink, bicubic)
-        value = tl.where(tap < count, value / total * 4194304.0, 0.0)
+        place = begin + tap
+        value = filter_weight((place.to(tl.float64) - centre + 0.5) * shrink, bicubic)
+        value = tl.where((place >= first) & (place < end), value / total * 4194304.0, 0.0)
         fixed = (value + tl.where(value < 0.0, -0.5, 0.5)).to(tl.int32)
         tl.store(row + 1 + tap, fixed, mask=live)
-    tl.store(row, first, mask=live)
+    tl.store(row, begin, mask=live)
 
 
 @triton.jit
@@ -166,7 +169,7 @@ def resized_crop_kernel(
     BLOCK_H: tl.constexpr,
 ):
     # One program computes BLOCK_W columns, all rows and channels, of one crop of one image. With PLANES an image may be
-    # YUV 4:2:0, without none is. With INTERLEAVED all have their channels side by side.
+    # YUV 4:2:0, without none is. With INTERLEAVED all are [H, W, 3] in memory, but for what lies between rows.
     image = tl.program_id(0) // num_strips
     strip = strips + (tl.program_id(0) % num_strips) * 2
     crop = tl.load(strip)
@@ -176,23 +179,19 @@ def resized_crop_kernel(
     output = outputs + crop * 9
     height = tl.load(output + 7).to(tl.int32)
     width = tl.load(output + 8).to(tl.int32)
-    box_h = tl.load(task + 2).to(tl.int32)
-    box_w = tl.load(task + 3).to(tl.int32)
     y_table = weights + tl.load(task + JOB)
     x_table = weights + tl.load(task + JOB + 1)
     y_taps = tl.load(task + JOB + 2).to(tl.int32)
     x_taps = tl.load(task + JOB + 3).to(tl.int32)
     row_begin = tl.load(y_table)
-    row_end = tl.minimum(tl.load(y_table + (height - 1) * (y_taps + 1)) + y_taps, box_h)
+    row_end = tl.load(y_table + (height - 1) * (y_taps + 1)) + y_taps
 
     source = images + image.to(tl.int64) * (9 if PLANES else 4)
     channel_step = 1 if INTERLEAVED else tl.load(source + 1)
-    row_step = tl.load(source + 2)
-    column_step = tl.load(source + 3)
+    row_step = tl.load(source + 2).to(tl.int32)  # pack_tables made sure that an image spans less than 2 GiB
+    column_step = 3 if INTERLEAVED else tl.load(source + 3).to(tl.int32)
     corner = tl.load(source) + tl.load(task) * row_step + tl.load(task + 1) * column_step
     corner = corner.to(tl.pointer_type(tl.uint8))
-    row_step = row_step.to(tl.int32)  # pack_tables made sure that an image spans less than 2 GiB
-    column_step = column_step.to(tl.int32)
     if PLANES:
         blue_plane = tl.load(source + 4).to(tl.pointer_type(tl.uint8))
         red_plane = tl.load(source + 5).to(tl.pointer_type(tl.uint8))
@@ -203,14 +202,15 @@ def resized_crop_kernel(
         top = tl.load(task).to(tl.int32)
         left = tl.load(task + 1).to(tl.int32)
 
-    # across: what lies past an edge is loaded from the edge, with a weight of 0 or for a pixel that nobody stores
+    # across: a row or column past the last one does the last one's work, which nobody stores
     words = between + tl.load(task + JOB + 4) + tl.minimum(x, width - 1)[None, :]
     x_row = tl.minimum(x, width - 1) * (x_taps + 1)
     x_first = tl.load(x_table + x_row)
     for row in range(row_begin, row_end, BLOCK_R):
         rows = row + tl.arange(0, BLOCK_R)
         source_rows = tl.minimum(rows, row_end - 1)[:, None]
-        lines = source_rows * row_step
+        pixel = corner + (source_rows * row_step + (x_first * column_step)[None, :])
+        weights_of_tap = x_table + (x_row + 1)
         if PLANES:
             near_row, far_row = nearest_two(top + source_rows, last_row)
             near_row *= chroma_step
@@ -219,14 +219,13 @@ def resized_crop_kernel(
         green = red
         blue = red
         for tap in range(x_taps):
-            weight = tl.load(x_table + (x_row + (tap + 1)))[None, :]
-            columns = tl.minimum(x_first + tap, box_w - 1)[None, :]
-            pixel = corner + (lines + columns * column_step)
+            weight = tl.load(weights_of_tap)[None, :]
             if not PLANES:
                 r, g, b = load_pixels(pixel, channel_step)
             elif is_planes:
-                near, far = nearest_two(left + columns, last_column)
-                odd = (left + columns) & 1
+                column = (left + tap + x_first)[None, :]
+                near, far = nearest_two(column, last_column)
+                odd = column & 1
                 cb = load_chroma(blue_plane, near_row, far_row, near, far, odd)
                 cr = load_chroma(red_plane, near_row, far_row, near, far, odd)
                 luma = tl.load(pixel).to(tl.int32)
@@ -238,6 +237,8 @@ def resized_crop_kernel(
             red += weight * r
             green += weight * g
             blue += weight * b
+            pixel += column_step
+            weights_of_tap += 1
         word = round_to_byte(red) | (round_to_byte(green) << 8) | (round_to_byte(blue) << 16)
         tl.store(words + rows[:, None] * width, word, mask=(rows < row_end)[:, None] & (x < width)[None, :])
     tl.debug_barrier()  # a barrier orders what a program's threads wrote and read
@@ -258,12 +259,16 @@ def resized_crop_kernel(
         red = tl.full([BLOCK_H, BLOCK_W], 1 << 21, tl.int32)
         green = red
         blue = red
-        for tap in range(y_taps):
-            weight = tl.load(y_table + (y_row + (tap + 1)))[:, None]
-            word = tl.load(words + tl.minimum(y_first + tap, row_end - 1)[:, None] * width)
+        weights_of_tap = y_table + (y_row + 1)
+        words_of_tap = words + (y_first * width)[:, None]
+        for _ in range(y_taps):
+            weight = tl.load(weights_of_tap)[:, None]
+            word = tl.load(words_of_tap)
             red += weight * (word & 255)
             green += weight * ((word >> 8) & 255)
             blue += weight * (word >> 16)
+            weights_of_tap += 1
+            words_of_tap += width
         live = (y < height)[:, None] & (x < width)[None, :]
         place = tl.where((flip & 2) != 0, height - 1 - y, y)[:, None] * y_step + place_x[None, :]
         store_bytes(round_to_byte(red), address, place, live, size, byte_table)
@@ -277,7 +282,7 @@ class CropTables:
 
     table: int64, pinned where CUDA is: images [B, 4 or 9], tasks [B, C, 15], outputs [C, 9] (filled in at the launch).
     num_images: B. num_weights, num_words: int32 weights, and pixels between the passes, of all jobs together. planes:
-    whether any image is YUV. interleaved: whether every image's channels lie side by side.
+    whether any image is YUV. interleaved: whether every image is [H, W, 3] in memory, but for what lies between rows.
     """
 
     table: torch.Tensor
@@ -299,7 +304,7 @@ def pack_tables(images: RaggedBatch, jobs: np.ndarray, formats: Sequence[OutputF
         )
     count, crops = jobs.shape[:2]
     sizes = np.array([fmt.size for fmt in formats], np.int64).reshape(-1, 2)
-    taps = tap_counts(jobs)
+    taps = np.minimum(tap_counts(jobs), jobs[..., [HEIGHT, WIDTH]])
     lengths = sizes * (taps + HEADER)
     ends = np.cumsum(lengths).reshape(lengths.shape)
     words = jobs[..., HEIGHT] * sizes[:, 1]
@@ -331,7 +336,7 @@ def pack_tables(images: RaggedBatch, jobs: np.ndarray, formats: Sequence[OutputF
         num_weights=int(lengths.sum()),
         num_words=int(words.sum()),
         planes=planes,
-        interleaved=not planes and bool((sources[:, 1] == 1).all()),
+        interleaved=not planes and bool((sources[:, [1, 3]] == (1, 3)).all()),
     )
 
 
