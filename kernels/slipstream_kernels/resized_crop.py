@@ -25,6 +25,7 @@ import numpy as np
 import torch
 import triton
 import triton.language as tl
+from triton import knobs
 
 from ._math import byte_of_planes, chroma_of_four, filter_weight, round_to_byte
 from .crop_jobs import HEIGHT, JOB_COLUMNS, WIDTH, OutputFormat, check_jobs, check_outputs, empty_outputs, tap_counts
@@ -54,7 +55,7 @@ def launch_options() -> LaunchOptions:
     Columns are a warp's lanes, so that what it loads lies in few cache lines, and rows four a thread: they share the
     weights. In Triton's interpreter each step costs the same whatever its rows.
     """
-    rows = 64 if triton.knobs.runtime.interpret else 16
+    rows = 64 if knobs.runtime.interpret else 16
     return {
         "BLOCK_W": 32,
         "BLOCK_R": rows,
@@ -97,16 +98,16 @@ def resize_weights_kernel(tasks, outputs, weights, num_crops, BLOCK: tl.constexp
 
     total = tl.zeros([BLOCK], tl.float64)
     for tap in range(taps):
-        place = begin + tap
-        value = filter_weight((place.to(tl.float64) - centre + 0.5) * shrink, bicubic)
-        total += tl.where((place >= first) & (place < end), value, 0.0)
+        source = begin + tap
+        value = filter_weight((source.to(tl.float64) - centre + 0.5) * shrink, bicubic)
+        total += tl.where((source >= first) & (source < end), value, 0.0)
     total = tl.where(live, total, 1.0)
 
     row = table + pixel.to(tl.int64) * (taps + 1)
     for tap in range(taps):
-        place = begin + tap
-        value = filter_weight((place.to(tl.float64) - centre + 0.5) * shrink, bicubic)
-        value = tl.where((place >= first) & (place < end), value / total * 4194304.0, 0.0)
+        source = begin + tap
+        value = filter_weight((source.to(tl.float64) - centre + 0.5) * shrink, bicubic)
+        value = tl.where((source >= first) & (source < end), value / total * 4194304.0, 0.0)
         fixed = (value + tl.where(value < 0.0, -0.5, 0.5)).to(tl.int32)
         tl.store(row + 1 + tap, fixed, mask=live)
     tl.store(row, begin, mask=live)
