@@ -29,7 +29,8 @@ class Launch:
     slipstream_kernels.schedule, copy (of NamedCopies), or own (a stage of the user's).
 
     stages: crop -> the stages in it. read, written: bytes for one image, all crops together, at the most; the crop
-    launch beside reads its boxes' pixels, and writes and reads four bytes for each row of a box and column of its crop.
+    launch beside reads its boxes' pixels, and writes and reads four bytes for each row of a box and column of its crop;
+    a Gaussian blur writes and reads its pixels in float32 between across and down.
     """
 
     kind: str

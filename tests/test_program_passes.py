@@ -119,10 +119,10 @@ def test_every_launch_is_counted_and_no_program_is_idle(notes: list[tuple[str, i
     assert len(notes) > 15
     # blocks of 512 pixels: two for each image of the first crop, one for the others'
     assert notes[:2] == [("readings", 2 + 2), ("pixels", 3 * 2 + 2 + 4)]
-    # tiles of 64 x 16: three across the first crop's image, one in each of the second's
-    assert notes[2] == ("blur", 3 + 2)
+    # strips of 32 columns: two of the first crop's image, one of each of the second's
+    assert notes[2] == ("blur", 2 + 2)
     assert dict(notes)["equalize"] == 3
-    assert notes[-1] == ("blur", 3)
+    assert notes[-1] == ("blur", 2)
 
 
 @pytest.mark.interpret

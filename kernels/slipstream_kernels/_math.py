@@ -146,10 +146,9 @@ def round_half_even(x):
 
 @triton.jit
 def reflect(index, length):
-    """An index beyond a line of `length`, mirrored at both ends, without doubling their pixels, until it is inside."""
-    period = tl.maximum(2 * length - 2, 1)
-    index = tl.abs(index) % period
-    return tl.minimum(index, period - index)
+    """An index, less than `length` beyond a line of that, mirrored at both ends, without doubling their pixels."""
+    index = tl.abs(index)
+    return tl.minimum(index, 2 * length - 2 - index)
 
 
 @triton.jit

@@ -1,7 +1,8 @@
-"""Passes that begin with a blur: a tile's blur as products with banded matrices, then the pass's other operations.
+"""Passes that begin with a blur: the blur, then the pass's other operations.
 
-The Gaussian blur is torchvision's: a kernel of the given size, the image reflected at its borders. The box blur is
-Pillow's GaussianBlur to the byte: three box blurs an axis on bytes, the edges repeated. README.md derives the products.
+The Gaussian blur is torchvision's: a kernel of the given size, the image reflected at its borders. A program sums
+across, writes that to memory of its own, and sums it down. The box blur is Pillow's GaussianBlur to the byte: three box
+blurs an axis on bytes, the edges repeated, as products with banded matrices, which README.md derives.
 
 Shapes: any image; a Gaussian kernel of any size, a box radius under 16. A pass that begins with a blur holds no
 operation that needs a reading.
@@ -15,17 +16,18 @@ from typing import TypedDict
 
 import triton
 import triton.language as tl
+from triton import knobs
 
 from ._math import byte_to_unit, reflect, unit_to_byte
 from .color import run_program, size_of
 from .task_rows import find_task, load_channel, load_pixels, rows_and_columns, store_pixels
 
+STRIP = 32  # columns of a program of the Gaussian kernel
+
 
 class BlurOptions(TypedDict):
-    BLOCK_H: int
     BLOCK_W: int
-    BLOCK_R: int
-    BLOCK_C: int
+    BLOCK_H: int
     num_warps: int
     num_stages: int
     maxnreg: int
@@ -43,15 +45,13 @@ class BoxOptions(TypedDict):
 
 
 def blur_options() -> BlurOptions:
-    """Tile and warps of the Gaussian kernel: output rows and columns, source rows and columns a step."""
+    """Columns and warps of a program of the Gaussian kernel, and rows a step: columns are a warp's lanes."""
     return {
-        "BLOCK_H": 64,
-        "BLOCK_W": 16,
-        "BLOCK_R": 32,
-        "BLOCK_C": 32,
+        "BLOCK_W": STRIP,
+        "BLOCK_H": 64 if knobs.runtime.interpret else 16,
         "num_warps": 4,
         "num_stages": 1,
-        "maxnreg": 255,
+        "maxnreg": 128,
         "enable_fp_fusion": False,
     }
 
@@ -84,41 +84,55 @@ def gaussian_exponent(sigma):
 
 
 @triton.jit
-def gaussian_weight(distance, radius, exponent):
-    # The weight, not yet normalized, of a pixel at this distance (int32).
-    d = distance.to(tl.float32)
-    return tl.where(tl.abs(distance) <= radius, tl.exp2(d * d * exponent), 0.0)
+def gaussian_weight(distance, exponent):
+    # The weight, not yet normalized, of a pixel at this distance, a whole number.
+    d = distance * 1.0
+    return tl.exp2(d * d * exponent)
 
 
 @triton.jit
 def gaussian_total(radius, exponent):
     # The sum of the weights along one axis.
-    total = tl.zeros([], tl.float32)
-    for first in range(-radius, radius + 1, 64):
-        total += tl.sum(gaussian_weight(first + tl.arange(0, 64), radius, exponent), 0)
+    total = 0.0
+    for distance in range(-radius, radius + 1):
+        total += gaussian_weight(distance, exponent)
     return total
 
 
-@triton.jit(do_not_specialize=["num_groups"])
-def gaussian_blur_kernel(
-    tasks,
-    groups,
-    num_groups,
-    crops,
-    programs,
+@triton.jit
+def gaussian_across(
+    line,
+    channel_step,
+    column_step,
+    x,
+    width,
+    radius,
+    exponent,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_C: tl.constexpr,
 ):
-    # One program blurs a BLOCK_H x BLOCK_W tile of one image, all three channels, and runs the rest of the pass on it.
-    task, tile = find_task(tasks, groups, num_groups)
+    # The weighted sums across, not yet normalized, at columns x of rows that begin at `line`, of bytes or floats.
+    r = tl.zeros([BLOCK_H, BLOCK_W], tl.float32)
+    g = r
+    b = r
+    for distance in range(-radius, radius + 1):
+        weight = gaussian_weight(distance, exponent)
+        pixel = line + (reflect(x + distance, width) * column_step)[None, :]
+        r = tl.fma(tl.load(pixel).to(tl.float32), weight, r)
+        g = tl.fma(tl.load(pixel + channel_step).to(tl.float32), weight, g)
+        b = tl.fma(tl.load(pixel + 2 * channel_step).to(tl.float32), weight, b)
+    return r, g, b
+
+
+@triton.jit(do_not_specialize=["num_groups"])
+def gaussian_blur_kernel(tasks, groups, num_groups, crops, programs, BLOCK_W: tl.constexpr, BLOCK_H: tl.constexpr):
+    # One program blurs BLOCK_W columns of one image, all rows and channels, and runs the rest of the pass on them.
+    task, strip = find_task(tasks, groups, num_groups)
     size = size_of(task, crops)
-    across = tl.cdiv(size[1], BLOCK_W)
-    top = tile // across * BLOCK_H
-    left = tile % across * BLOCK_W
-    y = top + tl.arange(0, BLOCK_H)
-    x = left + tl.arange(0, BLOCK_W)
+    height = size[0]
+    lane = tl.arange(0, BLOCK_W)
+    x = strip * BLOCK_W + lane
+    x_live = x < size[1]
 
     first = tl.load(task + 5)
     program = programs + first * 16
@@ -127,43 +141,59 @@ def gaussian_blur_kernel(
     exponent_x = gaussian_exponent(tl.load(program + 3))
     exponent_y = gaussian_exponent(tl.load(program + 4))
     share = 1.0 / (gaussian_total(radius_x, exponent_x) * gaussian_total(radius_y, exponent_y))
-    row_end = tl.minimum(top + BLOCK_H, size[0]) + radius_y
-    column_end = tl.minimum(left + BLOCK_W, size[1]) + radius_x
 
-    address = tl.load(task)
+    # across: a row or column past the last one does the last one's work, which nobody stores
+    source = tl.load(task)
     layout = crops + tl.load(task + 1)
-    kind = tl.load(layout + 3)
-    channel_step = tl.load(layout) * tl.where(kind == 0, 1, 4)
+    channel_step = tl.load(layout)
     row_step = tl.load(layout + 1).to(tl.int32)
     column_step = tl.load(layout + 2).to(tl.int32)
-    r = tl.zeros([BLOCK_H, BLOCK_W], tl.float32)
-    g = tl.zeros([BLOCK_H, BLOCK_W], tl.float32)
-    b = tl.zeros([BLOCK_H, BLOCK_W], tl.float32)
-    for channel in range(size[2]):
-        total = tl.zeros([BLOCK_H, BLOCK_W], tl.float32)
-        for column in range(left - radius_x, column_end, BLOCK_C):
-            columns = column + tl.arange(0, BLOCK_C)
-            column_place = reflect(columns, size[1]) * column_step
-            line = tl.zeros([BLOCK_H, BLOCK_C], tl.float32)
-            for row in range(top - radius_y, row_end, BLOCK_R):
-                rows = row + tl.arange(0, BLOCK_R)
-                place = (reflect(rows, size[0]) * row_step)[:, None] + column_place[None, :]
-                live = (rows < row_end)[:, None] & (columns < column_end)[None, :]
-                pixel = load_channel(address, kind, place, live)
-                weight = gaussian_weight(rows[None, :] - y[:, None], radius_y, exponent_y)
-                line = tl.dot(weight, pixel, acc=line, input_precision="tf32x3")
-            weight = gaussian_weight(columns[:, None] - x[None, :], radius_x, exponent_x)
-            total = tl.dot(line, weight, acc=total, input_precision="tf32x3")
-        total *= share
-        r = tl.where(channel == 0, total, r)
-        g = tl.where(channel == 1, total, g)
-        b = tl.where(channel == 2, total, b)
-        address += channel_step
-    pixel = y[:, None] * size[1] + x[None, :]
+    is_bytes = tl.load(layout + 3) == 0
+    between = tl.load(task + 7).to(tl.pointer_type(tl.float32)) + strip.to(tl.int64) * height * (3 * BLOCK_W)
+    held_x = tl.minimum(x, size[1] - 1)
+    for row in range(0, height, BLOCK_H):
+        y = row + tl.arange(0, BLOCK_H)
+        line = (tl.minimum(y, height - 1) * row_step)[:, None]
+        if is_bytes:
+            octets = source.to(tl.pointer_type(tl.uint8)) + line
+            r, g, b = gaussian_across(
+                octets, channel_step, column_step, held_x, size[1], radius_x, exponent_x, BLOCK_H, BLOCK_W
+            )
+        else:
+            floats = source.to(tl.pointer_type(tl.float32)) + line
+            r, g, b = gaussian_across(
+                floats, channel_step, column_step, held_x, size[1], radius_x, exponent_x, BLOCK_H, BLOCK_W
+            )
+        to = between + (y[:, None] * (3 * BLOCK_W) + lane[None, :])
+        live = (y < height)[:, None] & x_live[None, :]
+        tl.store(to, r, mask=live)
+        tl.store(to + BLOCK_W, g, mask=live)
+        tl.store(to + 2 * BLOCK_W, b, mask=live)
+    tl.debug_barrier()  # a barrier orders what a program's threads wrote and read
+
+    # down
+    held_lane = (lane + (held_x - x))[None, :]
+    share *= tl.where(is_bytes, 0.00392156862745098, 1.0)  # byte_to_unit's
     count = (tl.load(task + 6) - first).to(tl.int32)
-    r, g, b = run_program(r, g, b, pixel, size, program, count, programs, 0, READINGS=False)
-    live = (y < size[0])[:, None] & (x < size[1])[None, :]
-    store_pixels(r, g, b, tl.load(task + 2), crops + tl.load(task + 3), y[:, None], x[None, :], live)
+    target = tl.load(task + 2)
+    for row in range(0, height, BLOCK_H):
+        y = row + tl.arange(0, BLOCK_H)
+        held_y = tl.minimum(y, height - 1)
+        r = tl.zeros([BLOCK_H, BLOCK_W], tl.float32)
+        g = r
+        b = r
+        for distance in range(-radius_y, radius_y + 1):
+            weight = gaussian_weight(distance, exponent_y)
+            pixel = between + ((reflect(held_y + distance, height) * (3 * BLOCK_W))[:, None] + held_lane)
+            r = tl.fma(tl.load(pixel), weight, r)
+            g = tl.fma(tl.load(pixel + BLOCK_W), weight, g)
+            b = tl.fma(tl.load(pixel + 2 * BLOCK_W), weight, b)
+        number = y[:, None] * size[1] + x[None, :]
+        r, g, b = run_program(
+            r * share, g * share, b * share, number, size, program, count, programs, 0, READINGS=False
+        )
+        live = (y < height)[:, None] & x_live[None, :]
+        store_pixels(r, g, b, target, crops + tl.load(task + 3), y[:, None], x[None, :], live)
 
 
 @triton.jit

@@ -37,7 +37,8 @@ def addresses_of(places: np.ndarray, regions: np.ndarray) -> np.ndarray:
 class Memory:
     """Where each pass of each image reads and writes, and where its reading lies, as places: int64 [N, P] each.
 
-    source_layouts, target_layouts: in the image's crop row. lines: int64 [N, 2], what is between the lines of a box.
+    source_layouts, target_layouts: in the image's crop row. lines: int64 [N, 2], what is between the lines of a box;
+    the first is also where a Gaussian blur's sums across lie.
     sizes: float32 values of the last three regions.
     """
 
@@ -51,12 +52,20 @@ class Memory:
 
 
 def lay_out(
-    images: Sequence[torch.Tensor], out: Sequence[torch.Tensor], crop_of: np.ndarray, plan: Schedule, block: int
+    images: Sequence[torch.Tensor],
+    out: Sequence[torch.Tensor],
+    crop_of: np.ndarray,
+    plan: Schedule,
+    *,
+    block: int,
+    strip: int,
 ) -> Memory:
     """Places for a schedule: an image's first pass reads its input, its last writes its output, and what is between
-    lies in float32 planes. crop_of: int64 [N], each image's crop. block: pixels of one reading's program."""
+    lies in float32 planes. crop_of: int64 [N], each image's crop. block: pixels of one reading's program. strip:
+    columns of a Gaussian blur's."""
     image_of = np.arange(len(crop_of)) - np.searchsorted(crop_of, crop_of)
-    pixels = np.array([image.shape[2] * image.shape[3] for image in images], np.int64)[crop_of]
+    height, width = np.array([image.shape[2:] for image in images], np.int64).reshape(-1, 2)[crop_of].T
+    pixels = height * width
 
     def places(tensors: Sequence[torch.Tensor], first: int) -> np.ndarray:
         step = np.array([tensor.stride(0) * tensor.element_size() for tensor in tensors], np.int64)
@@ -72,10 +81,11 @@ def lay_out(
     turn_1 = turn_0 + (pixels * 12)[:, None]
     is_first, is_last = before == 0, before == total - 1
 
-    wide = np.zeros(len(crop_of), bool)
+    lines = {schedule.BOX_LINE: pixels * 6, schedule.BLUR: height * (-(-width // strip) * strip) * 3}
+    line_planes = np.zeros(len(crop_of), np.int64)
     for launch in plan.launches:
-        wide[launch.images] |= launch.kind == schedule.BOX_LINE
-    line_planes = pixels * 6 * wide
+        if launch.kind in lines:
+            line_planes[launch.images] = np.maximum(line_planes, lines[launch.kind])[launch.images]
     line_0 = place(line, (line_planes.cumsum() - line_planes) * 4)
 
     blocks = -(-pixels // block)[:, None]
@@ -118,9 +128,10 @@ def task_rows(launch: Launch, plan: Schedule, memory: Memory, crop_of: np.ndarra
     if launch.kind == schedule.BOX_LINE and launch.line < schedule.BOX_LINES - 1:
         target, target_layout = memory.lines[launch.images, launch.line % 2], np.full_like(crop, BETWEEN_LAYOUT)
         end = first
+    beside = memory.lines[launch.images, 0] if launch.kind == schedule.BLUR else memory.readings[chosen]
     row = launch.images * length
     columns = (source, crop + source_layout, target, crop + target_layout, crop, row + first, row + end)
-    return np.stack([*columns, memory.readings[chosen]], axis=1)
+    return np.stack([*columns, beside], axis=1)
 
 
 def group_rows(shares: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from . import schedule
-from .blur import blur_options, box_blur_kernel, box_line_kernel, box_options, box_reach, gaussian_blur_kernel
+from .blur import STRIP, blur_options, box_blur_kernel, box_line_kernel, box_options, box_reach, gaussian_blur_kernel
 from .color import equalize_kernel, launch_options, pixels_kernel, readings_kernel
 from .launch import check_device, launching_on
 from .ops import SHARPNESS, WARP, ProgramFormat, check_pixels, check_programs, empty_pixels
@@ -100,7 +100,7 @@ def pack_programs(
     joined = join_programs([programs[index] for index in some])
     plan = plan_launches(joined)
     crop_of = np.repeat(np.arange(len(images)), [len(image) for image in images])
-    memory = lay_out(images, out, crop_of, plan, launch_options()["BLOCK"])
+    memory = lay_out(images, out, crop_of, plan, block=launch_options()["BLOCK"], strip=STRIP)
     crops = crop_rows(images, out)
     all_tasks, all_groups, calls = [np.zeros((0, TASK_COLUMNS), np.int64)], [], []
     for launch in plan.launches:
@@ -173,8 +173,7 @@ def choose_kernel(
         return (-(-sizes // np.array([height, width]))).prod(1)
 
     if launch.kind == schedule.BLUR:
-        blur = blur_options()
-        return gaussian_blur_kernel, blur, tiles(blur["BLOCK_H"], blur["BLOCK_W"])
+        return gaussian_blur_kernel, blur_options(), -(-sizes[:, 1] // STRIP)
     if launch.kind == schedule.BOX:
         reach = box_reach(first[:, 1].max())
         box = box_options()

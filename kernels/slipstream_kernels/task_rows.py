@@ -14,7 +14,8 @@ import triton.language as tl
 from ._math import INTERPRETED, byte_to_unit, round_to_bfloat16, unit_to_byte
 
 # A launch's tasks: source address, source layout, target address, target layout, crop, first and last + 1 operation
-# (rows of all programs together), address of its readings. A layout and a crop are places in the crops table.
+# (rows of all programs together), address of its readings, or of what a Gaussian blur sums across. A layout and a crop
+# are places in the crops table.
 TASK_COLUMNS = 8
 # A run of tasks that take equally many programs: the first program, the first task, programs a task, unused.
 GROUP_COLUMNS = 4
