@@ -107,8 +107,10 @@ def test_it_compiles_without_spills_and_exactly(
         assert "mma" in ptx, "the products belong on the tensor cores"
     if name.startswith("resized_crop") or name == "gaussian_blur_kernel":
         across, barrier, down = ptx.partition("bar.sync")
-        assert barrier and "st.global.b32" in across and "ld.global.b32" in down and "bar." not in down
+        assert barrier and "st.global.b32" in across and "ld.global.b32" in down and "bar.sync" not in down
         assert "ld.global.nc" not in ptx, "such a load need not see what this launch wrote"
+        layouts = set(re.findall(r"#ttg?\.?\w*\.blocked<\{.*?threadsPerWarp = (\[.*?\])", compiled.asm["ttgir"]))
+        assert layouts == {"[32]"}, "a warp's lanes are columns"
     if name == "resize_weights_kernel":
         assert "div.rn.f64" in ptx
     elif name.startswith("resized_crop"):

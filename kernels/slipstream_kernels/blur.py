@@ -108,16 +108,14 @@ def gaussian_across(
     width,
     radius,
     exponent,
-    BLOCK_H: tl.constexpr,
-    BLOCK_W: tl.constexpr,
 ):
     # The weighted sums across, not yet normalized, at columns x of rows that begin at `line`, of bytes or floats.
-    r = tl.zeros([BLOCK_H, BLOCK_W], tl.float32)
+    r = tl.zeros_like(x).to(tl.float32)
     g = r
     b = r
     for distance in range(-radius, radius + 1):
         weight = gaussian_weight(distance, exponent)
-        pixel = line + (reflect(x + distance, width) * column_step)[None, :]
+        pixel = line + reflect(x + distance, width) * column_step
         r = tl.fma(tl.load(pixel).to(tl.float32), weight, r)
         g = tl.fma(tl.load(pixel + channel_step).to(tl.float32), weight, g)
         b = tl.fma(tl.load(pixel + 2 * channel_step).to(tl.float32), weight, b)
@@ -126,11 +124,13 @@ def gaussian_across(
 
 @triton.jit(do_not_specialize=["num_groups"])
 def gaussian_blur_kernel(tasks, groups, num_groups, crops, programs, BLOCK_W: tl.constexpr, BLOCK_H: tl.constexpr):
-    # One program blurs BLOCK_W columns of one image, all rows and channels, and runs the rest of the pass on them.
+    # One program blurs BLOCK_W columns of one image, all rows and channels, and runs the rest of the pass on them,
+    # BLOCK_H rows a step. Blocks are flat: of two axes the compiler may give a warp's lanes to the rows.
     task, strip = find_task(tasks, groups, num_groups)
     size = size_of(task, crops)
     height = size[0]
-    lane = tl.arange(0, BLOCK_W)
+    lane = tl.arange(0, BLOCK_H * BLOCK_W) % BLOCK_W
+    step_row = tl.arange(0, BLOCK_H * BLOCK_W) // BLOCK_W
     x = strip * BLOCK_W + lane
     x_live = x < size[1]
 
@@ -152,48 +152,44 @@ def gaussian_blur_kernel(tasks, groups, num_groups, crops, programs, BLOCK_W: tl
     between = tl.load(task + 7).to(tl.pointer_type(tl.float32)) + strip.to(tl.int64) * height * (3 * BLOCK_W)
     held_x = tl.minimum(x, size[1] - 1)
     for row in range(0, height, BLOCK_H):
-        y = row + tl.arange(0, BLOCK_H)
-        line = (tl.minimum(y, height - 1) * row_step)[:, None]
+        y = row + step_row
+        line = tl.minimum(y, height - 1) * row_step
         if is_bytes:
             octets = source.to(tl.pointer_type(tl.uint8)) + line
-            r, g, b = gaussian_across(
-                octets, channel_step, column_step, held_x, size[1], radius_x, exponent_x, BLOCK_H, BLOCK_W
-            )
+            r, g, b = gaussian_across(octets, channel_step, column_step, held_x, size[1], radius_x, exponent_x)
         else:
             floats = source.to(tl.pointer_type(tl.float32)) + line
-            r, g, b = gaussian_across(
-                floats, channel_step, column_step, held_x, size[1], radius_x, exponent_x, BLOCK_H, BLOCK_W
-            )
-        to = between + (y[:, None] * (3 * BLOCK_W) + lane[None, :])
-        live = (y < height)[:, None] & x_live[None, :]
+            r, g, b = gaussian_across(floats, channel_step, column_step, held_x, size[1], radius_x, exponent_x)
+        to = between + (y * (3 * BLOCK_W) + lane)
+        live = (y < height) & x_live
         tl.store(to, r, mask=live)
         tl.store(to + BLOCK_W, g, mask=live)
         tl.store(to + 2 * BLOCK_W, b, mask=live)
     tl.debug_barrier()  # a barrier orders what a program's threads wrote and read
 
     # down
-    held_lane = (lane + (held_x - x))[None, :]
+    held_lane = lane + (held_x - x)
     share *= tl.where(is_bytes, 0.00392156862745098, 1.0)  # byte_to_unit's
     count = (tl.load(task + 6) - first).to(tl.int32)
     target = tl.load(task + 2)
     for row in range(0, height, BLOCK_H):
-        y = row + tl.arange(0, BLOCK_H)
+        y = row + step_row
         held_y = tl.minimum(y, height - 1)
-        r = tl.zeros([BLOCK_H, BLOCK_W], tl.float32)
+        r = tl.zeros([BLOCK_H * BLOCK_W], tl.float32)
         g = r
         b = r
         for distance in range(-radius_y, radius_y + 1):
             weight = gaussian_weight(distance, exponent_y)
-            pixel = between + ((reflect(held_y + distance, height) * (3 * BLOCK_W))[:, None] + held_lane)
+            pixel = between + (reflect(held_y + distance, height) * (3 * BLOCK_W) + held_lane)
             r = tl.fma(tl.load(pixel), weight, r)
             g = tl.fma(tl.load(pixel + BLOCK_W), weight, g)
             b = tl.fma(tl.load(pixel + 2 * BLOCK_W), weight, b)
-        number = y[:, None] * size[1] + x[None, :]
+        number = y * size[1] + x
         r, g, b = run_program(
             r * share, g * share, b * share, number, size, program, count, programs, 0, READINGS=False
         )
-        live = (y < height)[:, None] & x_live[None, :]
-        store_pixels(r, g, b, target, crops + tl.load(task + 3), y[:, None], x[None, :], live)
+        live = (y < height) & x_live
+        store_pixels(r, g, b, target, crops + tl.load(task + 3), y, x, live)
 
 
 @triton.jit

@@ -42,7 +42,6 @@ HEADER = 1  # int32 before each output pixel's weights: the source pixel of the 
 
 class LaunchOptions(TypedDict):
     BLOCK_W: int
-    BLOCK_R: int
     BLOCK_H: int
     num_warps: int
     num_stages: int
@@ -50,16 +49,14 @@ class LaunchOptions(TypedDict):
 
 
 def launch_options() -> LaunchOptions:
-    """The crop kernel's columns a program, source rows a step across and output rows a step down, and its warps.
+    """The crop kernel's columns a program, rows a step, and warps.
 
-    Columns are a warp's lanes, so that what it loads lies in few cache lines, and rows four a thread: they share the
-    weights. In Triton's interpreter each step costs the same whatever its rows.
+    Columns are a warp's lanes, so that what it loads lies in few cache lines, and rows four a thread. In Triton's
+    interpreter each step costs the same whatever its rows.
     """
-    rows = 64 if knobs.runtime.interpret else 16
     return {
         "BLOCK_W": 32,
-        "BLOCK_R": rows,
-        "BLOCK_H": rows,
+        "BLOCK_H": 64 if knobs.runtime.interpret else 16,
         "num_warps": 4,
         "num_stages": 1,
         "enable_fp_fusion": False,
@@ -166,15 +163,16 @@ def resized_crop_kernel(
     PLANES: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     BLOCK_W: tl.constexpr,
-    BLOCK_R: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
-    # One program computes BLOCK_W columns, all rows and channels, of one crop of one image. With PLANES an image may be
-    # YUV 4:2:0, without none is. With INTERLEAVED all are [H, W, 3] in memory, but for what lies between rows.
+    # One program computes BLOCK_W columns, all rows and channels, of one crop of one image, BLOCK_H rows a step. With
+    # PLANES an image may be YUV 4:2:0, without none is. With INTERLEAVED all are [H, W, 3] in memory, but for what lies
+    # between rows. Blocks are flat: of two axes the compiler may give a warp's lanes to the rows.
     image = tl.program_id(0) // num_strips
     strip = strips + (tl.program_id(0) % num_strips) * 2
     crop = tl.load(strip)
-    x = tl.load(strip + 1) + tl.arange(0, BLOCK_W)
+    x = tl.load(strip + 1) + tl.arange(0, BLOCK_H * BLOCK_W) % BLOCK_W
+    step_row = tl.arange(0, BLOCK_H * BLOCK_W) // BLOCK_W
 
     task = tasks + (image * num_crops + crop).to(tl.int64) * (JOB + 5)
     output = outputs + crop * 9
@@ -204,27 +202,27 @@ def resized_crop_kernel(
         left = tl.load(task + 1).to(tl.int32)
 
     # across: a row or column past the last one does the last one's work, which nobody stores
-    words = between + tl.load(task + JOB + 4) + tl.minimum(x, width - 1)[None, :]
+    words = between + tl.load(task + JOB + 4) + tl.minimum(x, width - 1)
     x_row = tl.minimum(x, width - 1) * (x_taps + 1)
     x_first = tl.load(x_table + x_row)
-    for row in range(row_begin, row_end, BLOCK_R):
-        rows = row + tl.arange(0, BLOCK_R)
-        source_rows = tl.minimum(rows, row_end - 1)[:, None]
-        pixel = corner + (source_rows * row_step + (x_first * column_step)[None, :])
+    for row in range(row_begin, row_end, BLOCK_H):
+        rows = row + step_row
+        source_rows = tl.minimum(rows, row_end - 1)
+        pixel = corner + (source_rows * row_step + x_first * column_step)
         weights_of_tap = x_table + (x_row + 1)
         if PLANES:
             near_row, far_row = nearest_two(top + source_rows, last_row)
             near_row *= chroma_step
             far_row *= chroma_step
-        red = tl.full([BLOCK_R, BLOCK_W], 1 << 21, tl.int32)
+        red = tl.full([BLOCK_H * BLOCK_W], 1 << 21, tl.int32)
         green = red
         blue = red
         for tap in range(x_taps):
-            weight = tl.load(weights_of_tap)[None, :]
+            weight = tl.load(weights_of_tap)
             if not PLANES:
                 r, g, b = load_pixels(pixel, channel_step)
             elif is_planes:
-                column = (left + tap + x_first)[None, :]
+                column = left + tap + x_first
                 near, far = nearest_two(column, last_column)
                 odd = column & 1
                 cb = load_chroma(blue_plane, near_row, far_row, near, far, odd)
@@ -241,7 +239,7 @@ def resized_crop_kernel(
             pixel += column_step
             weights_of_tap += 1
         word = round_to_byte(red) | (round_to_byte(green) << 8) | (round_to_byte(blue) << 16)
-        tl.store(words + rows[:, None] * width, word, mask=(rows < row_end)[:, None] & (x < width)[None, :])
+        tl.store(words + rows * width, word, mask=(rows < row_end) & (x < width))
     tl.debug_barrier()  # a barrier orders what a program's threads wrote and read
 
     # down
@@ -254,24 +252,24 @@ def resized_crop_kernel(
     byte_table = tl.load(output + 6)
     next_table = tl.where(byte_table != 0, 256 * size, 0)
     for row in range(0, height, BLOCK_H):
-        y = row + tl.arange(0, BLOCK_H)
+        y = row + step_row
         y_row = tl.minimum(y, height - 1) * (y_taps + 1)
         y_first = tl.load(y_table + y_row)
-        red = tl.full([BLOCK_H, BLOCK_W], 1 << 21, tl.int32)
+        red = tl.full([BLOCK_H * BLOCK_W], 1 << 21, tl.int32)
         green = red
         blue = red
         weights_of_tap = y_table + (y_row + 1)
-        words_of_tap = words + (y_first * width)[:, None]
+        words_of_tap = words + y_first * width
         for _ in range(y_taps):
-            weight = tl.load(weights_of_tap)[:, None]
+            weight = tl.load(weights_of_tap)
             word = tl.load(words_of_tap)
             red += weight * (word & 255)
             green += weight * ((word >> 8) & 255)
             blue += weight * (word >> 16)
             weights_of_tap += 1
             words_of_tap += width
-        live = (y < height)[:, None] & (x < width)[None, :]
-        place = tl.where((flip & 2) != 0, height - 1 - y, y)[:, None] * y_step + place_x[None, :]
+        live = (y < height) & (x < width)
+        place = tl.where((flip & 2) != 0, height - 1 - y, y) * y_step + place_x
         store_bytes(round_to_byte(red), address, place, live, size, byte_table)
         store_bytes(round_to_byte(green), address + channel, place, live, size, byte_table + next_table)
         store_bytes(round_to_byte(blue), address + 2 * channel, place, live, size, byte_table + 2 * next_table)
