@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from litdata.streaming.dataset import StreamingDataset
+from litdata.streaming.serializers import JsonLeaf
 from litdata_samples import edit_index, jpeg, maps_of, photos, plain, write
 from PIL import Image
 
@@ -142,9 +143,20 @@ def test_plain_values_are_read_from_pickles(protocol):
         assert type(mine) is type(value.item())
 
 
+def test_a_none_between_numpys_numbers_is_read(tmp_path):
+    """litdata wraps it in a class of its own before it pickles it."""
+    labels = [np.int64(4), None, np.int64(5)]
+    folder = write(tmp_path / "set", [{"image": jpeg(i), "label": label} for i, label in enumerate(labels)])
+    source = open_litdata(folder, in_place=True)
+    assert b"JsonLeaf" in source.read([1], "label")[0].tobytes()
+    assert source.values(range(3), "label") == [4, None, 5]
+
+
 @pytest.mark.parametrize(
     "data",
     [
+        pickle.dumps(JsonLeaf({1, 2})),
+        pickle.dumps([JsonLeaf(1)]),
         pickle.dumps(np.zeros(3)),
         pickle.dumps(Path("x")),
         pickle.dumps(np.dtype("i4")),
