@@ -30,7 +30,7 @@ from .crop import (
     TenCrop,
 )
 from .device import resolve_backend, to_device
-from .draws import Draws, fresh_sample_ids, stream_key
+from .draws import Draws, fresh_sample_ids, ids_array, stream_key
 from .plan import CropProgram, Plan, draw_plan
 from .stage import MultiCropPipeline, Stage, check_stage
 from .stage_flip import HORIZONTAL, RandomHorizontalFlip, RandomVerticalFlip, flip_images
@@ -375,7 +375,7 @@ def as_sample_ids(sample_ids: Any, count: int) -> np.ndarray:
         return fresh_sample_ids(count)
     if isinstance(sample_ids, torch.Tensor):
         sample_ids = sample_ids.cpu().numpy()
-    ids = np.asarray(sample_ids)
+    ids = ids_array(sample_ids)
     if ids.shape != (count,):
         raise ValueError(f"sample_ids must be one whole number for each of the {count} images, got shape {ids.shape}")
     return ids

@@ -52,6 +52,7 @@ BAD_CROPS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: crop(size=-4), ValueError, "size must be 1 pixel or more, got -4"),
     (lambda: crop(size=(8, 0)), ValueError, "size must be 1 pixel or more, got (8, 0)"),
     (lambda: crop(size="224"), TypeError, SIZE_KIND + "'224'"),
+    (lambda: crop(size=b"ab"), TypeError, SIZE_KIND + "b'ab'"),
     (lambda: crop(size=True), TypeError, SIZE_KIND + "True"),
     (lambda: crop(size=None), TypeError, SIZE_KIND + "None"),
     (lambda: crop(size=224.0), TypeError, SIZE_KIND + "224.0"),

@@ -116,8 +116,11 @@ def test_changing_the_given_indices_later_changes_nothing(chunks):
         ({"local_dir": "{0}", "indices": [-1]}, IndexError, "indices: sample id -1"),
         ({"local_dir": "{0}", "indices": [0.5]}, TypeError, r"indices must be a flat sequence of ints, got \[0.5\]"),
         ({"local_dir": "{0}", "indices": [True]}, TypeError, "indices must be"),
-        ({"local_dir": "{0}", "max_pixels": 0}, ValueError, "max_pixels must be a whole number > 0, got 0"),
-        ({"local_dir": "{0}", "max_pixels": 1.5}, ValueError, "max_pixels must be"),
+        ({"local_dir": "{0}", "max_pixels": 0}, ValueError, "max_pixels must be 1 or more, got 0"),
+        ({"local_dir": "{0}", "max_pixels": 1.5}, TypeError, "max_pixels must be an int, got 1.5"),
+        ({"local_dir": 7}, TypeError, "local_dir must be a path, got 7"),
+        ({"remote_dir": b"/data"}, TypeError, "remote_dir must be a path, got b'/data'"),
+        ({"local_dir": "{0}", "cache_dir": 7}, TypeError, "cache_dir must be a path, got 7"),
         ({"source": 7}, TypeError, "source must be a path, an s3:// URL or a Source, got int"),
         ({"source": [1, 2]}, TypeError, "got list"),
     ],
@@ -128,6 +131,11 @@ def test_bad_arguments_are_refused_when_the_dataset_is_made(chunks, photos, argu
     }
     with pytest.raises(error, match=message):
         SlipstreamDataset(**filled)
+
+
+def test_numpys_ints_are_as_good_as_pythons(photos):
+    data = SlipstreamDataset(photos, max_pixels=np.int64(10**6), indices=[np.int32(1)])
+    assert data.max_pixels == 10**6 and data[np.int64(0)] == SlipstreamDataset(photos)[1]
 
 
 def test_options_of_paths_are_refused_beside_a_source_object(photos):
