@@ -1,4 +1,4 @@
-"""What bad arguments of a loader get: when it is made, an error that names the argument, the value and what is allowed."""
+"""What bad arguments of a loader get: an error when it is made, naming the argument, the value and what is allowed."""
 
 # What is written here is wrong on purpose.
 # pyright: reportArgumentType=false, reportCallIssue=false
