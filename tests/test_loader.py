@@ -259,6 +259,14 @@ def test_an_image_field_without_a_pipeline_is_decoded(make, dataset: SlipstreamD
         assert image.dtype == torch.uint8 and np.array_equal(image.numpy(), expected)
 
 
+def test_decode_images_is_the_datasets_own_matter(make, dataset: SlipstreamDataset) -> None:
+    decoded = SlipstreamDataset(dataset.source, decode_images=True)
+    assert decoded[0]["image"].dtype == torch.uint8
+    assert_same_samples(
+        by_id(make(named(), seed=8)), by_id(make(named(), seed=8, data=decoded)), ["global_0", "local_0"]
+    )
+
+
 def test_batches_stay_as_they_are_while_others_are_made(make) -> None:
     batches = list(make())
     copies = [[image.clone() for image in batch["image"]] for batch in batches]

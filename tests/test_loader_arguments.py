@@ -84,6 +84,18 @@ def test_crops_of_one_name_in_two_fields_are_refused(make, pictures: list[np.nda
         make(data=two_fields(pictures), pipelines={"image": crops, "mask": crops})
 
 
+def test_a_crop_named_as_an_image_field_that_stays_is_refused(make, pictures: list[np.ndarray]) -> None:  # noqa: F811
+    crops = MultiRandomResizedCrop({"mask": dict(size=8)})
+    with pytest.raises(
+        ValueError, match=r"pipelines\['image'\] gives 'mask', which is also a field: name it otherwise"
+    ):
+        make(data=two_fields(pictures), pipelines={"image": crops})
+    # where the mask's own crops have other names, or the mask is not read, the name is free
+    others = {"image": crops, "mask": MultiRandomResizedCrop({"of_mask": dict(size=8)})}
+    assert list(next(iter(make(data=two_fields(pictures), pipelines=others)))) == ["mask", "of_mask", "_indices"]
+    make(data=two_fields(pictures), pipelines={"image": crops}, exclude_fields=["mask"])
+
+
 def test_what_is_no_dataset_is_refused(make) -> None:  # noqa: F811
     with pytest.raises(TypeError, match="dataset must be a SlipstreamDataset"):
         make(data=[1, 2, 3])
