@@ -215,7 +215,7 @@ class SlipstreamLoader:
         """The epoch that the next `iter()` gives; the one running goes on.
 
         It begins at its first sample, but for the epoch of a state just loaded, which goes on where it stood: a loop
-        may set every epoch, the resumed one too.
+        may set every epoch, the resumed one too. Raises TypeError or ValueError for what is no int in [0, 2**32).
         """
         epoch = checks.whole("epoch", epoch, 0)
         if epoch >= 2**32:

@@ -41,8 +41,8 @@ def show_batch(
     figsize: inches (width, height); by default what the images need.
 
     In a notebook the figure shows at once. Elsewhere save it: `show_batch(...).savefig("batch.png")`. The figure is
-    unknown to pyplot, so that nothing is kept when a loop drops it. ImportError without matplotlib; ValueError names
-    bad images or a bad nrow.
+    unknown to pyplot, so that nothing is kept when a loop drops it. ImportError without matplotlib; ValueError or
+    TypeError names bad images or a bad nrow.
     """
     nrow = checks.whole("nrow", nrow, 1)
     if isinstance(images, Mapping):

@@ -9,8 +9,10 @@ from litdata.streaming.writer import BinaryWriter
 from litdata.types import Text
 from PIL import Image
 
+from slipstream import RandomResizedCrop, SlipstreamLoader
 from slipstream.dataset import SlipstreamDataset
 from slipstream.decode import DecodeError
+from slipstream.source_fields import PickleRefusedError
 from slipstream.source_folder import FolderSource
 
 
@@ -175,6 +177,23 @@ def test_pickled_datasets_and_loader_workers_read_the_same(chunks, photos):
         assert list(pickle.loads(pickle.dumps(dataset))) == first
         loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=1)
         assert list(loader) == first
+
+
+def test_a_loader_refuses_a_pickled_field_at_next_unless_it_is_excluded(tmp_path):
+    data = SlipstreamDataset(write(tmp_path, [{"image": jpeg(n), "extra": {n}} for n in range(4)]))
+    options = {"pipelines": {"image": RandomResizedCrop(8)}, "device": "cpu", "verbose": False}
+    with SlipstreamLoader(data, 2, **options) as loader:
+        batches = iter(loader)
+        for _ in range(2):  # each batch by itself
+            with pytest.raises(
+                PickleRefusedError, match=r"field 'extra' .* exclude_fields=\['extra'\].*allow_pickle=True"
+            ):
+                next(batches)
+    with SlipstreamLoader(data, 2, exclude_fields=["extra"], **options) as loader:
+        assert [list(batch) for batch in loader] == [["image", "_indices"]] * 2
+    trusted = SlipstreamDataset(tmp_path, allow_pickle=True)
+    with SlipstreamLoader(trusted, 4, **options) as loader:
+        assert next(iter(loader))["extra"] == [{0}, {1}, {2}, {3}]
 
 
 def test_a_pickled_field_is_refused_when_it_is_read(tmp_path):
