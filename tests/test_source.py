@@ -2,6 +2,7 @@ import contextlib
 import multiprocessing
 import os
 import pickle
+import re
 import threading
 from pathlib import Path
 
@@ -107,6 +108,21 @@ def test_field_names_and_kinds(tmp_path, sample, names):
     source = open_litdata(write(tmp_path, [sample] * 5), in_place=True)
     assert dict(source.fields) == names
     assert [len(source.read(range(5), name)) for name in names] == [5] * len(names)
+
+
+def test_a_view_is_handed_out_with_its_first_and_last_page_read(tmp_path):
+    """So that it is not whoever decodes who waits for the disk."""
+    write(tmp_path, [bytes(24 << 20)] * 2, chunk_size=2)
+
+    def resident() -> int:
+        parts = re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text())
+        ours = [part for part in parts if str(tmp_path) in part.partition("\n")[0]]
+        return sum(int(number) for part in ours for number in re.findall(r"Rss:\s+(\d+) kB", part))
+
+    (view,) = open_litdata(tmp_path, in_place=True).read([1], "data")
+    before = resident()
+    assert view[0] == view[-1] == 0 and resident() == before
+    assert view[len(view) // 2] == 0 and resident() > before  # the measure sees a page that was not
 
 
 class Evil:
