@@ -267,9 +267,10 @@ class Pipeline:
         names = tuple(program.name for program in self.programs)
         steps = {program.name: program.chain.steps for program in self.programs if program.chain.steps}
         steps |= {name: chain.steps for name, chain in self.copies.items()}
-        if plan.crops != names or {name: len(each) for name, each in plan.steps.items()} != {
-            name: len(each) for name, each in steps.items()
-        }:
+        flipped = {name for name, chain in self.copies.items() if chain.flips}  # the jobs hold those of crops
+        lengths = {name: len(each) for name, each in steps.items()}
+        planned = {name: len(each) for name, each in plan.steps.items()}
+        if plan.crops != names or planned != lengths or not flipped <= plan.flips.keys():
             raise ValueError(f"plan must be of this pipeline's crops {names} and stages, got one of {plan.crops}")
         for index, program in enumerate(self.programs):
             if isinstance(program.crop, (RandomResizedCrop, Resize, ResizedCrop)):  # whose boxes fill them

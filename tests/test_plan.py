@@ -101,6 +101,9 @@ def test_what_is_no_plan_is_refused(images: list[torch.Tensor], tmp_path: Path) 
         pipeline(images[:3], plan=pipeline.plan(images))
     with pytest.raises(ValueError, match="plan must be of this pipeline's crops"):
         pipeline(images, plan=Pipeline(COPIES).plan(images))
+    unflipped = Pipeline([*COPIES[:2], MultiCropPipeline({"a": [ColorJitter(0.4)]})])
+    with pytest.raises(ValueError, match="plan must be of this pipeline's crops"):
+        Pipeline(COPIES)(images, plan=unflipped.plan(images))
     plan = Pipeline(RandomResizedCrop(32)).plan(images)
     with pytest.raises(ValueError, match=r"plan must be of crops of \(16, 24\), got \(32, 32\)"):
         Pipeline(RandomResizedCrop((16, 24)))(images, plan=plan)  # it would show a corner of each
@@ -117,3 +120,29 @@ def test_it_says_in_words_what_a_sample_gets(images: list[torch.Tensor]) -> None
     assert ("upside down" in lines[1]) == bool(plan.flips["a"][2] & 2)
     assert lines[1].endswith("normalize") and "hue" in lines[1] and "factor" in lines[2]
     assert len({plan.describe(index) for index in range(4)}) == 4
+
+
+def test_it_says_which_copies_are_flipped(images: list[torch.Tensor]) -> None:
+    plan = Pipeline(COPIES, seed=1).plan(images, sample_ids=np.arange(4))
+    assert set(plan.flips["a"].tolist()) == {0, 1}
+    for index, bit in enumerate(plan.flips["a"].tolist()):
+        _, _, a, b = plan.describe(index).splitlines()
+        assert a.startswith("  a: mirrored, brightness x " if bit else "  a: brightness x ") and b == "  b: as cut"
+
+
+def test_it_says_what_a_stage_of_ones_own_drew_whatever_its_shape(images: list[torch.Tensor]) -> None:
+    """Three axes as a program has, and even its width."""
+
+    class Table:
+        def __init__(self, width: int) -> None:
+            self.width = width
+
+        def sample_params(self, draws) -> np.ndarray:
+            return draws.uniform(0, 4).reshape(-1, 1, 16)[:, :, : self.width].astype(np.float32)
+
+        def apply(self, images: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
+            return images
+
+    for width in (4, 16):
+        plan = Pipeline([RandomResizedCrop(16), Table(width)]).plan(images, sample_ids=np.arange(4))
+        assert plan.describe(3).endswith(f"own {plan.steps[''][0][3].tolist()}")
