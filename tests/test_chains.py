@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
 from hypothesis import given, settings
@@ -181,6 +182,32 @@ def test_any_chain_is_torchvisions(stages: list[Any], seed: int, normalize: bool
         normal = whole(images, sample_ids=ids)["image"]
         plain = pipeline(images, sample_ids=ids)["image"]
         assert torch.allclose(normal, Normalize()(plain), atol=1e-6)
+
+
+MOVING = [
+    RandomRotation(40),
+    RandomAffine(0, (0.3, 0.3)),
+    RandomErasing(1.0, value=0.5),
+    RandomErasing(1.0, value="random"),
+    TrivialAugmentWide(),
+    RandomApply([RandomPerspective(0.5, 1.0)], 1.0),
+    RandomChoice([RandomInvert(1.0), RandomErasing(1.0)]),
+    RandomOrder([RandomInvert(), RandomRotation(40)]),
+]
+STILL = [ColorJitter(0.4, 0.4, 0.2, 0.1), GaussianBlur((5, 9)), RandomAdjustSharpness(2.0, 1.0), RandomEqualize(1.0)]
+
+
+@pytest.mark.parametrize("flip", [RandomHorizontalFlip(1.0), RandomVerticalFlip(1.0)], ids=["horizontal", "vertical"])
+@pytest.mark.parametrize("before", [*MOVING, *STILL], ids=lambda stage: type(stage).__name__)
+def test_a_flip_mirrors_what_the_stages_before_it_made(before: Any, flip: Any) -> None:
+    """Whether it rides in the crop launch, which it must not after a stage that treats places unlike."""
+    images = [smooth(np.random.default_rng(seed), 40, 50) for seed in range(6)]
+    given = dict(sample_ids=np.arange(6))
+    plain = Pipeline([RandomResizedCrop(SIZE), before, SCALE], seed=3)(images, **given)["image"]
+    pipeline = Pipeline([RandomResizedCrop(SIZE), before, flip, SCALE], seed=3)
+    mirrored = plain.flip(-1 if isinstance(flip, RandomHorizontalFlip) else -2)
+    assert bool(pipeline.programs[0].chain.flips) == (before in STILL)
+    assert float((pipeline(images, **given)["image"] - mirrored).abs().max()) <= 2e-6  # sums in another order
 
 
 def smooth(rng: np.random.Generator, height: int, width: int) -> torch.Tensor:
