@@ -16,7 +16,7 @@ from slipstream_kernels.crop_jobs import OutputFormat, empty_outputs
 from slipstream_kernels.ragged import RaggedBatch
 
 from . import checks
-from .chain import Chain, Section, Step, compile_chain
+from .chain import Chain, Section, Step, Values, compile_chain
 from .crop import (
     Crop,
     CropStage,
@@ -82,8 +82,10 @@ class Pipeline:
             self.programs.append(CropProgram(name=name, crop=crop, box_key=key, chain=chain))
             last = crop.memory_format == torch.channels_last
             self.formats_on_host.append(OutputFormat(size=crop.size, table=chain.table, channels_last=last))
-        size = self.formats_on_host[0].size  # NamedCopies stand after one crop
-        self.copies = {name: _compiled(place, stages, scope, name, size, cut=False) for name, stages in copies.items()}
+        size, takes = self.formats_on_host[0].size, self.programs[0].chain.gives  # NamedCopies stand after one crop
+        self.copies = {
+            name: _compiled(place, stages, scope, name, size, takes=takes) for name, stages in copies.items()
+        }
         self._formats_on: dict[torch.device, list[OutputFormat]] = {torch.device("cpu"): self.formats_on_host}
 
     @property
@@ -317,10 +319,16 @@ def _chains(
 
 
 def _compiled(
-    place: str, stages: Sequence[tuple[Stage, int]], scope: str, name: str, size: tuple[int, int], *, cut: bool = True
+    place: str,
+    stages: Sequence[tuple[Stage, int]],
+    scope: str,
+    name: str,
+    size: tuple[int, int],
+    *,
+    takes: Values | None = None,
 ) -> Chain:
     try:
-        chain = compile_chain(with_keys(stages, scope, name), cut=cut)
+        chain = compile_chain(with_keys(stages, scope, name), takes=takes)
         chain.check_size(size)
         return chain
     except (TypeError, ValueError) as error:

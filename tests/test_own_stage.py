@@ -8,11 +8,13 @@ import torch
 
 from slipstream import (
     ColorJitter,
+    GaussianBlur,
     MultiCropPipeline,
     MultiRandomResizedCrop,
     NamedCopies,
     Normalize,
     Pipeline,
+    RandomErasing,
     RandomGrayscale,
     RandomHorizontalFlip,
     RandomResizedCrop,
@@ -196,6 +198,44 @@ def test_a_function_that_works_in_place_spoils_no_copy(images: list[torch.Tensor
     own = MultiCropPipeline({"a": [darken], "c": [RandomGrayscale(1.0)]})
     copies = Pipeline([RandomResizedCrop(24), NamedCopies(["a", "b", "c"]), own])(images, sample_ids=IDS)
     assert not copies["a"].any() and copies["b"].any() and copies["c"].any()
+
+
+SCALE = ToDtype(torch.float32, scale=True)
+BF16 = ToDtype(torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("shared", "own"),
+    [
+        ([], [ColorJitter(0.4), Normalize(), BF16]),
+        ([RandomGrayscale(0.5)], [RandomGrayscale(0.5), Normalize(), BF16]),
+        ([Normalize()], [RandomErasing(1.0), BF16]),
+        ([ColorJitter(0.4), Normalize()], [BF16]),
+        ([SCALE], [ColorJitter(0.4), BF16]),
+        ([half], [Normalize(), RandomErasing(1.0), BF16]),
+    ],
+)
+def test_a_copys_stages_take_what_the_shared_ones_give(images: list[torch.Tensor], shared: list, own: list) -> None:
+    """And the same stages in one list without copies, or called on what the shared ones gave, take it too."""
+    copied = [RandomResizedCrop(24), *shared, NamedCopies(["a", "b"]), MultiCropPipeline({"a": own})]
+    found = Pipeline(copied)(images, sample_ids=IDS)
+    assert found["a"].dtype == torch.bfloat16
+    assert Pipeline([RandomResizedCrop(24), *shared, *own])(images, sample_ids=IDS)["image"].dtype == torch.bfloat16
+    apart = MultiCropPipeline({"a": own})({"a": found["b"]}, sample_ids=IDS)
+    assert torch.equal(apart["a"], found["a"])
+
+
+def test_what_a_copys_stage_cannot_take_is_refused_when_the_pipeline_is_made() -> None:
+    for shared, own, message in (
+        ([Normalize()], ColorJitter(0.4), r"crop 'a': ColorJitter takes images in \[0, 1\]: put it before Normalize"),
+        ([ColorJitter(0.4), Normalize()], GaussianBlur(3), "crop 'a': GaussianBlur takes images in"),
+        ([Normalize()], ToDtype(torch.uint8), r"crop 'a': ToDtype\(uint8\) takes uint8 images, got torch.float32"),
+        ([SCALE], ToDtype(torch.uint8), r"ToDtype\(uint8\) takes uint8 images"),
+        ([half, Normalize()], ToDtype(torch.uint8), r"ToDtype\(uint8\) takes uint8 images"),
+        ([ToDtype(torch.float32)], RandomGrayscale(), "RandomGrayscale takes images in"),  # of 0 to 255
+    ):
+        with pytest.raises(TypeError, match=message):
+            Pipeline([RandomResizedCrop(8), *shared, NamedCopies(["a", "b"]), MultiCropPipeline({"a": [own]})])
 
 
 def test_copies_that_cannot_be(images: list[torch.Tensor]) -> None:
