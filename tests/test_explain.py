@@ -19,11 +19,14 @@ from slipstream import (
     PILGaussianBlur,
     Pipeline,
     RandAugment,
+    RandomApply,
     RandomAutocontrast,
+    RandomChoice,
     RandomEqualize,
     RandomErasing,
     RandomGrayscale,
     RandomHorizontalFlip,
+    RandomOrder,
     RandomResizedCrop,
     RandomRotation,
     RandomSolarize,
@@ -82,6 +85,34 @@ def test_no_batch_of_a_preset_launches_more(stages: list[Any]) -> None:
         drawn = iter(most)
         kinds = count_launches([steps[0] for steps in plan.steps.values()])
         assert all(kind in drawn for kind in kinds), (kinds, most)  # in this order, some left out
+
+
+SHUFFLED = RandomOrder([JITTER, GaussianBlur(9, p=0.5), RandomRotation(30, p=0.5), RandomEqualize(0.5)])
+MANY = [RandomGrayscale(0.5), RandomSolarize(128), RandomErasing()] * 5
+LONG = {
+    "any order": [SHUFFLED],
+    "any order of wide boxes": [RandomOrder([JITTER, PILGaussianBlur((0.1, 5.0))]), Normalize()],
+    "an order inside a choice": [RandomChoice([RandomApply([SHUFFLED]), RandomGrayscale(0.5)])],
+    "five policies": [RandAugment(5)],
+    "a jitter and three policies": [JITTER, RandAugment(3)],
+    "many stages, then a reading": [*MANY, GaussianBlur(9, p=0.5), RandomEqualize(0.5)],
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_no_launch_is_left_out_however_many_programs_there_are(name: str) -> None:
+    pipeline = Pipeline([RandomResizedCrop(24), *LONG[name]], seed=1)
+    plan = pipeline.draw(np.full((8000, 2), 40, np.int32), np.arange(8000), 0)
+    assert [each.kind for each in launches(pipeline)][2:] == count_launches([steps[0] for steps in plan.steps.values()])
+
+
+def test_an_order_of_many_stages_is_not_short_of_a_launch() -> None:
+    """Too many orders to go through: more launches may be said than there are, and in any of them every stage."""
+    stages = [GaussianBlur(9), RandomEqualize(1.0), *[RandomGrayscale(0.5)] * 5]
+    pipeline = Pipeline([RandomResizedCrop(24), RandomOrder(stages)], seed=1)
+    plan = pipeline.draw(np.full((3000, 2), 40, np.int32), np.arange(3000), 0)
+    said = iter([each.kind for each in launches(pipeline)])
+    assert all(kind in said for kind in count_launches([plan.steps[""][0]]))
 
 
 def test_crops_of_unlike_chains_share_what_they_can() -> None:
