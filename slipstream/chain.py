@@ -151,6 +151,18 @@ def compile_chain(stages: Sequence[tuple[Stage, int]], *, takes: Values | None =
     return Chain(flips=tuple(flips), table=table, steps=tuple(steps), riding=tuple(riding), gives=run.values)
 
 
+def check_chain(field: str, stages: Sequence[Stage]) -> None:
+    """Raise TypeError that names the field for stages that fit together neither on bytes nor on floats in [0, 1]."""
+    keyed = [(stage, 0) for stage in stages]
+    try:
+        compile_chain(keyed, takes=BYTES)
+    except TypeError as error:
+        try:
+            compile_chain(keyed, takes=Values(dtype=torch.float32, unit=True))
+        except TypeError:
+            raise TypeError(f"{field}: {error}") from None
+
+
 def _is_pointwise(stage: Stage) -> bool:
     return isinstance(stage, PointwiseStage) and not isinstance(stage, ProgramStage)
 

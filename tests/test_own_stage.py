@@ -238,6 +238,15 @@ def test_what_a_copys_stage_cannot_take_is_refused_when_the_pipeline_is_made() -
             Pipeline([RandomResizedCrop(8), *shared, NamedCopies(["a", "b"]), MultiCropPipeline({"a": [own]})])
 
 
+def test_stages_that_fit_nowhere_are_refused_when_they_are_named() -> None:
+    """What fits on bytes, or on floats, or may fit after a function is left to the pipeline."""
+    for stages in ([Normalize(), ColorJitter(0.4)], [RandomGrayscale(), Normalize(), GaussianBlur(3)]):
+        with pytest.raises(TypeError, match=r"pipelines\['a'\]: .* takes images in \[0, 1\]: put it before Normalize"):
+            MultiCropPipeline({"b": [], "a": stages})
+    fitting = [[ColorJitter(0.4), BF16], [ToDtype(torch.float32)], [ToDtype(torch.uint8)], [Normalize(), half, SCALE]]
+    assert len(MultiCropPipeline(dict(zip("abcd", fitting, strict=True))).pipelines) == 4
+
+
 def test_copies_that_cannot_be(images: list[torch.Tensor]) -> None:
     named = MultiRandomResizedCrop({"a": dict(size=8)})
     with pytest.raises(ValueError, match=r"pipelines\['image'\]\[1\]: NamedCopies takes the one crop of a stage"):
