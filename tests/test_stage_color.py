@@ -266,6 +266,15 @@ def test_bad_parameters_are_refused_when_made(make, error, message) -> None:
         make()
 
 
+def test_a_solarize_threshold_is_the_bytes_own_value() -> None:
+    """torchvision's on bytes, at every threshold: a byte that is the threshold is inverted, the one below it not."""
+    image = torch.arange(256, dtype=torch.uint8).repeat(3).reshape(1, 3, 16, 16)
+    for threshold in range(256):
+        got = RandomSolarize(threshold, 1.0)(image, sample_ids=[0])
+        assert torch.equal(got, functional.solarize(image, threshold)), threshold
+    assert torch.equal(RandomSolarize(256, 1.0)(image, sample_ids=[0]), image)
+
+
 def test_the_plan_says_in_words_what_a_sample_gets(scenes: list[np.ndarray]) -> None:
     pipeline = Pipeline(
         [MultiRandomResizedCrop({"a": dict(size=8), "b": dict(size=8)}), MultiCropPipeline({"a": DINO})]
