@@ -217,30 +217,34 @@ def every_program(section: Section) -> tuple[np.ndarray, list[int]]:
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """What the rest of an image's launches depends on: its pass, how that began, its reading, and whether there was a
-    pass before (ops.split_passes)."""
+    """What the rest of an image's launches depends on: its pass, how that began, its reading, whether there was a pass
+    before, and whether its first row began at its neighbours, which with other crops is a later pass (split_passes).
+    """
 
     number: int = 0
-    begun: Choice | None = None
+    begun: int = ops.NOTHING
     reading: int = ops.NOTHING
     full: bool = False
     before: bool = False
+    at_once: bool = False
 
     def after(self, choice: Choice, row: int) -> _State:
-        code = choice[0]
+        code, wide = choice
         if code == ops.NOTHING:
             return self
         neighbours, reading = code in ops.NEIGHBOURS, code in ops.STATISTICS
-        kind = choice if code in ops.BLURS else (ops.BRIGHTNESS, 0.0)  # what else a pass begins with makes no launch
+        kind = code if code in ops.BLURS else ops.BRIGHTNESS  # what else a pass begins with makes no launch
+        kind += ops.NUM_OPS * (wide > 0)
         if (neighbours and row > 0) or (reading and self.full):
-            before = self.before or self.begun is not None
-            return _State(self.number + 1, kind, code if reading else ops.NOTHING, True, before)
+            before = self.before or self.begun != ops.NOTHING
+            return _State(self.number + 1, kind, code if reading else ops.NOTHING, True, before, self.at_once)
         return _State(
             self.number,
             self.begun or kind,
             code if reading else self.reading,
             self.full or neighbours or reading,
             self.before,
+            self.at_once or neighbours,
         )
 
 
