@@ -99,7 +99,7 @@ def by_torchvision(x: torch.Tensor, row: list[float]) -> torch.Tensor:
         ops.SATURATION: lambda: tv.adjust_saturation(x, a),
         ops.HUE: lambda: tv.adjust_hue(x, a),
         ops.GREY: lambda: tv.rgb_to_grayscale(x, 3),
-        ops.SOLARIZE: lambda: tv.solarize(x, a),
+        ops.SOLARIZE: lambda: tv.solarize(x, a) if a <= 1 else x,  # 256 of bytes, which torchvision refuses
         ops.POSTERIZE: lambda: tv.posterize(x, int(a).bit_length() - 1),
         ops.INVERT: lambda: tv.invert(x),
         ops.AUTOCONTRAST: lambda: tv.autocontrast(x),
