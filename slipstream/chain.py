@@ -202,7 +202,7 @@ class _Run:
     def add(self, stage: Any, key: int) -> None:
         name, dtype, unit = type(stage).__name__, self.values.dtype, self.values.unit
         if isinstance(stage, ProgramStage):
-            if not unit and any(set(codes) - {ops.ERASE} for codes in stage.slots()):
+            if not unit and not flip_bits(stage) and any(set(codes) - {ops.ERASE} for codes in stage.slots()):
                 raise TypeError(f"{name} takes images in [0, 1]: put it before Normalize")
             self._stages.append((key, stage))
         elif isinstance(stage, Normalize):

@@ -210,6 +210,22 @@ def test_a_flip_mirrors_what_the_stages_before_it_made(before: Any, flip: Any) -
     assert float((pipeline(images, **given)["image"] - mirrored).abs().max()) <= 2e-6  # sums in another order
 
 
+@pytest.mark.parametrize("flip", [RandomHorizontalFlip(0.5), RandomVerticalFlip(0.5)], ids=["horizontal", "vertical"])
+def test_a_flip_may_be_the_last_stage_of_all(flip: Any) -> None:
+    """Behind a Normalize it rides; behind a box erased after it, it moves the normalised values as they are."""
+    images = [smooth(np.random.default_rng(seed), 40, 50) for seed in range(8)]
+    given = dict(sample_ids=np.arange(8))
+    start = [RandomResizedCrop(SIZE), ColorJitter(0.4), Normalize()]
+    erased = Pipeline([*start, RandomErasing(1.0, value=(-3.0, 0.5, 2.0))])(images, **given)["image"]
+    pipeline = Pipeline([*start, RandomErasing(1.0, value=(-3.0, 0.5, 2.0)), flip])
+    got = pipeline(images, **given)["image"]
+    flipped = [bool(row[-1, 0]) for row in pipeline.plan(images, **given).steps[""][0]]
+    mirrored = erased.flip(-1 if isinstance(flip, RandomHorizontalFlip) else -2)
+    assert set(flipped) == {True, False}
+    assert all(torch.equal(got[i], (mirrored if each else erased)[i]) for i, each in enumerate(flipped))
+    assert Pipeline([*start, flip]).programs[0].chain.flips
+
+
 def smooth(rng: np.random.Generator, height: int, width: int) -> torch.Tensor:
     """A picture with edges and slopes, uint8 [3, h, w]."""
     y, x = np.mgrid[0:height, 0:width]
