@@ -150,13 +150,18 @@ def test_bad_ones_are_named(images: list[torch.Tensor]) -> None:
 
 
 def test_it_works_on_named_crops_without_a_loader(images: list[torch.Tensor]) -> None:
-    crops = {"a": dict(size=16), "b": dict(size=8)}
-    stages = {"a": [RandomShade(), Normalize()], "b": [half]}
-    together = Pipeline([MultiRandomResizedCrop(crops), MultiCropPipeline(stages)], seed=3)(images, sample_ids=IDS)
-    apart = MultiCropPipeline(stages, seed=3)(
-        MultiRandomResizedCrop(crops, seed=3)(images, sample_ids=IDS), sample_ids=IDS
-    )
-    assert all(torch.equal(together[name], apart[name]) for name in crops)
+    """Beside stages of ours or by itself, in any epoch."""
+    crops = {"a": dict(size=16), "b": dict(size=8), "c": dict(size=12)}
+    stages = {"a": [RandomShade(), Normalize()], "b": [half], "c": [RandomShade(), RandomGrayscale(0.5)]}
+    pipeline, before = Pipeline([MultiRandomResizedCrop(crops), MultiCropPipeline(stages)], seed=3), None
+    for epoch in (0, 2):
+        given = dict(sample_ids=IDS, epoch=epoch)
+        together = pipeline(images, **given)
+        cut = MultiRandomResizedCrop(crops, seed=3)(images, **given)
+        apart = MultiCropPipeline(stages, seed=3)(cut, **given)
+        assert all(torch.equal(together[name], apart[name]) for name in crops)
+        assert before is None or not torch.equal(before, together["a"])
+        before = together["a"]
 
 
 COPIES = [
