@@ -21,6 +21,8 @@ from .stage_flip import flip_bits
 from .stage_own import sample_own
 from .stage_program import ProgramStage, most, rows
 
+PLACING = (ops.WARP, ops.ERASE)  # what treats one place of a crop unlike another
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Section:
@@ -39,6 +41,11 @@ class Section:
         if dtype == torch.float64 or (normalizes and dtype == torch.uint8):
             dtype = torch.float32
         return self.dtype or dtype
+
+    @property
+    def of_one_size(self) -> bool:
+        """Whether its programs are of the size that they are drawn for: they move pixels, or erase a box."""
+        return any(isinstance(stage, ProgramStage) and most(stage, PLACING) for _, stage in self.stages)
 
     def sample(self, sample_ids: np.ndarray, epoch: int, size: tuple[int, int]) -> np.ndarray:
         """The program of each sample: float32 [B, K, 16], K 1 or more."""
@@ -126,7 +133,7 @@ def compile_chain(stages: Sequence[tuple[Stage, int]], *, takes: Values | None =
         else:
             rest.append((stage, key))
             kept = isinstance(stage, (PointwiseStage, ProgramStage)) and not (
-                isinstance(stage, ProgramStage) and most(stage, (ops.WARP, ops.ERASE))
+                isinstance(stage, ProgramStage) and most(stage, PLACING)
             )
             fixed = fixed or not kept
     table, riding = None, [type(stage).__name__ for _, stage in flips]

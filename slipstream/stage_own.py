@@ -34,7 +34,8 @@ class OwnStage(Protocol):
         """images [B, 3, h, w] in the dtype of its place in the chain, params as tensors on their device -> [B, ...].
 
         Bytes until a Normalize or ToDtype, float after it. Give the same dtype back: what follows takes floats as
-        values in [0, 1], so bytes made float must be divided by 255.
+        values in [0, 1], so bytes made float must be divided by 255. Keep the size where a stage that moves pixels or
+        erases a box follows: it is drawn for the crop's.
         """
         ...
 

@@ -14,6 +14,8 @@ from slipstream import (
     NamedCopies,
     Normalize,
     Pipeline,
+    RandomApply,
+    RandomEqualize,
     RandomErasing,
     RandomGrayscale,
     RandomHorizontalFlip,
@@ -123,6 +125,21 @@ def test_what_a_stage_after_it_cannot_take_is_named(images: list[torch.Tensor]) 
     ):
         with pytest.raises(error, match=message):
             Pipeline([RandomResizedCrop(24), own, ColorJitter(0.4), Normalize()])(images, sample_ids=IDS)
+
+
+def test_a_stage_that_is_drawn_for_a_size_refuses_another(images: list[torch.Tensor]) -> None:
+    """A flip to the right of what is there would show nothing; what has no place takes any size."""
+
+    def left_half(images: torch.Tensor) -> torch.Tensor:
+        return images[..., :12]
+
+    for stage in (RandomHorizontalFlip(1.0), RandomErasing(1.0), RandomApply([RandomErasing()])):
+        with pytest.raises(
+            ValueError, match=r"was drawn for crops of 24 x 24 \(height x width\), got 24 x 12: a stage"
+        ):
+            Pipeline([RandomResizedCrop(24), left_half, stage])(images, sample_ids=IDS)
+    free = [left_half, ColorJitter(0.4), RandomEqualize(), GaussianBlur(5), Normalize()]
+    assert Pipeline([RandomResizedCrop(24), *free])(images, sample_ids=IDS)["image"].shape == (4, 3, 24, 12)
 
 
 def test_bad_ones_are_named(images: list[torch.Tensor]) -> None:
