@@ -11,16 +11,34 @@ import torch
 
 from slipstream import (
     ColorJitter,
+    GaussianBlur,
     MultiCropPipeline,
     MultiRandomResizedCrop,
     NamedCopies,
     Normalize,
+    PILGaussianBlur,
     Pipeline,
     Plan,
+    RandAugment,
+    RandomAdjustSharpness,
+    RandomAffine,
+    RandomApply,
+    RandomAutocontrast,
+    RandomChoice,
+    RandomEqualize,
+    RandomErasing,
     RandomGrayscale,
     RandomHorizontalFlip,
+    RandomInvert,
+    RandomOrder,
+    RandomPerspective,
+    RandomPosterize,
     RandomResizedCrop,
+    RandomRotation,
+    RandomSolarize,
     RandomVerticalFlip,
+    TimmRandAugment,
+    TrivialAugmentWide,
 )
 
 
@@ -146,3 +164,35 @@ def test_it_says_what_a_stage_of_ones_own_drew_whatever_its_shape(images: list[t
     for width in (4, 16):
         plan = Pipeline([RandomResizedCrop(16), Table(width)]).plan(images, sample_ids=np.arange(4))
         assert plan.describe(3).endswith(f"own {plan.steps[''][0][3].tolist()}")
+
+
+DRAWN = [
+    *(RandomHorizontalFlip(), RandomVerticalFlip(), ColorJitter(0.4, 0.4, 0.2, 0.1), RandomGrayscale(0.5)),
+    *(GaussianBlur(3), PILGaussianBlur(), RandomSolarize(128), RandomPosterize(4), RandomAutocontrast()),
+    *(RandomEqualize(), RandomAdjustSharpness(2.0), RandomInvert(), RandomErasing(value="random"), RandAugment()),
+    *(TrivialAugmentWide(), TimmRandAugment(), RandomRotation(30), RandomAffine(30), RandomPerspective()),
+    RandomApply([RandomInvert(1.0)]),
+    RandomApply([ColorJitter(0.4)], 1.0),
+    RandomApply([ColorJitter(0.4, seed=7)], 1.0),
+    RandomChoice([RandomInvert(1.0), RandomGrayscale(1.0)]),
+    RandomOrder([RandomInvert(1.0), RandomGrayscale(1.0)]),
+    RandomShade(),
+]
+
+
+@pytest.mark.parametrize("stage", DRAWN, ids=lambda stage: type(stage).__name__)
+def test_every_stage_is_drawn_by_sample_and_epoch_alone(stage) -> None:
+    """Anew in each epoch and for each sample, and the same in any batch."""
+    pipeline = Pipeline([RandomResizedCrop(16), stage], seed=1)
+
+    def drawn(ids: np.ndarray, epoch: int) -> np.ndarray:
+        plan = pipeline.draw(np.full((len(ids), 2), 40, np.int32), ids, epoch)
+        if plan.flips:
+            return plan.flips[""]
+        (step,) = plan.steps[""]
+        return step["factor"] if isinstance(step, dict) else step
+
+    ids = np.arange(64)
+    first = drawn(ids, 0)
+    assert not np.array_equal(first, drawn(ids, 1)) and not np.array_equal(first, drawn(ids + 64, 0))
+    assert np.array_equal(drawn(ids[::-2], 1), drawn(ids, 1)[::-2])
