@@ -83,7 +83,7 @@ def apply_own(stage: Any, images: torch.Tensor, params: Any) -> torch.Tensor:
 class NamedCopies:
     """Several names for one crop: it is cut once, and each name goes through its own pipeline.
 
-    names: of the outputs, two or more of unlike names. It stands after a crop stage that gives one crop, and after the
+    names: of the outputs, one or more, unlike. It stands after a crop stage that gives one crop, and after the
     stages that all copies share; a MultiCropPipeline after it names the copies. Raises ValueError or TypeError.
     """
 

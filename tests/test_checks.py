@@ -271,7 +271,7 @@ BAD_PIPELINES: list[tuple[Any, type[Exception], str]] = [
         "pipelines['image'][2] names the crops ['0'], but those of MultiCropRandomResizedCrop have no names",
     ),
     (
-        [NAMED, MultiCropPipeline({"b": [NORMALIZE, ToDtype(torch.uint8)]})],
+        [NAMED, NORMALIZE, MultiCropPipeline({"b": [ToDtype(torch.uint8)]})],
         TypeError,
         "pipelines['image'], crop 'b': ToDtype(uint8) takes uint8 images, got torch.float32",
     ),
