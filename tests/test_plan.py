@@ -166,6 +166,14 @@ def test_it_says_what_a_stage_of_ones_own_drew_whatever_its_shape(images: list[t
         assert plan.describe(3).endswith(f"own {plan.steps[''][0][3].tolist()}")
 
 
+def test_copies_are_drawn_anew_in_each_epoch() -> None:
+    """Flips of their own, and all else; what they share is the crop."""
+    pipeline, sizes, ids = Pipeline(COPIES, seed=1), np.full((64, 2), 40, np.int32), np.arange(64)
+    first, second = (pipeline.draw(sizes, ids, epoch) for epoch in (0, 1))
+    assert not np.array_equal(first.flips["a"], second.flips["a"])
+    assert not np.array_equal(first.steps["a"][0], second.steps["a"][0])
+
+
 DRAWN = [
     *(RandomHorizontalFlip(), RandomVerticalFlip(), ColorJitter(0.4, 0.4, 0.2, 0.1), RandomGrayscale(0.5)),
     *(GaussianBlur(3), PILGaussianBlur(), RandomSolarize(128), RandomPosterize(4), RandomAutocontrast()),
