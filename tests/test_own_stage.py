@@ -20,6 +20,7 @@ from slipstream import (
     RandomGrayscale,
     RandomHorizontalFlip,
     RandomResizedCrop,
+    RandomVerticalFlip,
     ToDtype,
 )
 
@@ -168,8 +169,9 @@ def test_bad_ones_are_named(images: list[torch.Tensor]) -> None:
 
 def test_it_works_on_named_crops_without_a_loader(images: list[torch.Tensor]) -> None:
     """Beside stages of ours or by itself, in any epoch."""
-    crops = {"a": dict(size=16), "b": dict(size=8), "c": dict(size=12)}
+    crops = {"a": dict(size=16), "b": dict(size=8), "c": dict(size=12), "d": dict(size=12)}
     stages = {"a": [RandomShade(), Normalize()], "b": [half], "c": [RandomShade(), RandomGrayscale(0.5)]}
+    stages["d"] = [RandomHorizontalFlip(), RandomVerticalFlip(), RandomGrayscale(0.5), half]
     pipeline, before = Pipeline([MultiRandomResizedCrop(crops), MultiCropPipeline(stages)], seed=3), None
     for epoch in (0, 2):
         given = dict(sample_ids=IDS, epoch=epoch)
