@@ -14,9 +14,9 @@ import torch
 from slipstream_kernels import ops, schedule
 
 from .chain import Chain, Own, Section
+from .stage import Normalize
 from .stage_blur import PILGaussianBlur, box_radius
 from .stage_compose import RandomApply, RandomChoice, RandomOrder
-from .stage_program import ProgramStage
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline
@@ -263,12 +263,12 @@ def _orders(stage: Any) -> list[Rows]:
             found = [tuple(joined.from_iterable(each)) for each in several]
         else:
             rows = tuple(joined.from_iterable(_any_of(each) for each in inside))
-            found = [(tuple(dict.fromkeys(joined.from_iterable(rows))),) * len(rows) if shuffled else rows]
-    elif isinstance(stage, ProgramStage):
+            found = [_any_of([(row,) for row in rows]) * len(rows) if shuffled else rows]
+    elif isinstance(stage, Normalize):
+        found = [(((ops.NORMALIZE, 0.0),),)]
+    else:  # a stage that samples programs: inside another it need not be a ProgramStage
         widest = _widest_box(stage)
         found = [tuple(tuple(_choices(codes, widest)) for codes in stage.slots())]
-    else:
-        found = [(((ops.NORMALIZE, 0.0),),)]
     return list(dict.fromkeys(found))
 
 

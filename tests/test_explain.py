@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from slipstream_kernels import ops
 from slipstream_kernels.programs import count_launches
 from slipstream_kernels.schedule import join_programs, plan_launches
 
@@ -133,6 +134,19 @@ def section_of(chain: Chain) -> Section:
     (section,) = chain.steps
     assert isinstance(section, Section)
     return section
+
+
+def test_a_stage_inside_another_need_not_be_one_of_ours() -> None:
+    class Blur:
+        def slots(self) -> tuple[tuple[int, ...], ...]:
+            return ((ops.GAUSSIAN_BLUR,),)
+
+        def sample_program(self, draws: Any, size: tuple[int, int]) -> np.ndarray:
+            return GaussianBlur(3).sample_program(draws, size)
+
+    for stage in (RandomApply([Blur()], 0.5), RandomOrder([RandomGrayscale(), Blur()])):  # type: ignore[list-item]
+        kinds = [each.kind for each in launches(Pipeline([RandomResizedCrop(24), stage]))]
+        assert "blur" in kinds
 
 
 @pytest.mark.parametrize("stages", UNLIKE)
