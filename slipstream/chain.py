@@ -21,6 +21,8 @@ from .stage_flip import flip_bits
 from .stage_own import sample_own
 from .stage_program import ProgramStage, most, rows
 
+PLACING = (ops.WARP, ops.ERASE)  # what treats one place of a crop unlike another
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Section:
@@ -39,6 +41,11 @@ class Section:
         if dtype == torch.float64 or (normalizes and dtype == torch.uint8):
             dtype = torch.float32
         return self.dtype or dtype
+
+    @property
+    def of_one_size(self) -> bool:
+        """Whether its programs are of the size that they are drawn for: they move pixels, or erase a box."""
+        return any(isinstance(stage, ProgramStage) and most(stage, PLACING) for _, stage in self.stages)
 
     def sample(self, sample_ids: np.ndarray, epoch: int, size: tuple[int, int]) -> np.ndarray:
         """The program of each sample: float32 [B, K, 16], K 1 or more."""
@@ -70,14 +77,30 @@ Step = Section | Own
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Values:
+    """What is known of a crop's values at a place in its chain.
+
+    dtype: None where it is not known before the batch is there. unit: whether they may be bytes or in [0, 1], so not
+    what Normalize gives.
+    """
+
+    dtype: torch.dtype | None
+    unit: bool
+
+
+BYTES, ANY = Values(dtype=torch.uint8, unit=True), Values(dtype=None, unit=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Chain:
     """One crop's stages. flips, each with its key, and table [3, 256] (output values by channel and byte, or None) ride
-    in the crop launch; steps come after it. riding: the names of what rides."""
+    in the crop launch; steps come after it. riding: the names of what rides. gives: what comes out."""
 
     flips: tuple[tuple[int, ProgramStage], ...]
     table: torch.Tensor | None
     steps: tuple[Step, ...]
     riding: tuple[str, ...]
+    gives: Values
 
     def sample_flips(self, sample_ids: np.ndarray, epoch: int) -> np.ndarray:
         """Each sample's flips, taken together: int32 [B], bits of slipstream_kernels.crop_jobs.FLIP."""
@@ -98,10 +121,10 @@ class Chain:
         return tuple(step.sample(sample_ids, epoch, size) for step in self.steps)
 
 
-def compile_chain(stages: Sequence[tuple[Stage, int]], *, cut: bool = True) -> Chain:
+def compile_chain(stages: Sequence[tuple[Stage, int]], *, takes: Values | None = None) -> Chain:
     """Compile stages, each with its key (of no use to a stage that is not random); TypeError for what does not fit.
 
-    cut: whether a crop launch comes before them, which a table can ride in.
+    takes: None where a crop launch comes before them, which a table can ride in, else what they are given.
     """
     flips, rest, fixed = [], [], False
     for stage, key in stages:
@@ -110,30 +133,52 @@ def compile_chain(stages: Sequence[tuple[Stage, int]], *, cut: bool = True) -> C
         else:
             rest.append((stage, key))
             kept = isinstance(stage, (PointwiseStage, ProgramStage)) and not (
-                isinstance(stage, ProgramStage) and most(stage, (ops.WARP, ops.ERASE))
+                isinstance(stage, ProgramStage) and most(stage, PLACING)
             )
             fixed = fixed or not kept
     table, riding = None, [type(stage).__name__ for _, stage in flips]
     plain = 0
-    if cut and not any(isinstance(stage, ProgramStage) for stage, _ in _first_run(rest)):
+    values = BYTES if takes is None else takes
+    if takes is None and not any(isinstance(stage, ProgramStage) for stage, _ in _first_run(rest)):
         while plain < len(rest) and _is_pointwise(rest[plain][0]):
             plain += 1
         table = _byte_table([stage for stage, _ in rest[:plain]])
         riding += [type(stage).__name__ for stage, _ in rest[:plain]]
-    steps, run = [], _Run((torch.uint8 if table is None else table.dtype) if cut else None)
+    if table is not None:
+        values = Values(dtype=table.dtype, unit=all(_stays_unit(stage) for stage, _ in rest[:plain]))
+    steps, run = [], _Run(values)
     for stage, key in rest[plain:]:
         if isinstance(stage, (ProgramStage, Normalize, ToDtype)):
             run.add(stage, key)
         else:
             steps += run.end()
             steps.append(Own(key=key, stage=_function(stage), label=_name(stage)))
-            run = _Run(None)
+            run = _Run(ANY)
     steps += run.end()
-    return Chain(flips=tuple(flips), table=table, steps=tuple(steps), riding=tuple(riding))
+    return Chain(flips=tuple(flips), table=table, steps=tuple(steps), riding=tuple(riding), gives=run.values)
+
+
+def check_chain(field: str, stages: Sequence[Stage]) -> None:
+    """Raise TypeError that names the field for stages that fit together neither on bytes nor on floats in [0, 1]."""
+    keyed = [(stage, 0) for stage in stages]
+    try:
+        compile_chain(keyed, takes=BYTES)
+    except TypeError as error:
+        try:
+            compile_chain(keyed, takes=Values(dtype=torch.float32, unit=True))
+        except TypeError:
+            raise TypeError(f"{field}: {error}") from None
 
 
 def _is_pointwise(stage: Stage) -> bool:
     return isinstance(stage, PointwiseStage) and not isinstance(stage, ProgramStage)
+
+
+def _stays_unit(stage: Stage) -> bool:
+    # Of a stage that rides as a table; a user's own may give anything.
+    return not (
+        isinstance(stage, Normalize) or (isinstance(stage, ToDtype) and stage.dtype != torch.uint8 and not stage.scale)
+    )
 
 
 def _first_run(stages: Sequence[tuple[Stage, int]]) -> list[tuple[Stage, int]]:
@@ -156,32 +201,32 @@ def _name(stage: Any) -> str:
 class _Run:
     """A section in the making: its stages, and what the values are after them."""
 
-    def __init__(self, dtype: torch.dtype | None) -> None:
+    def __init__(self, values: Values) -> None:
         self._stages: list[tuple[int | None, ProgramStage | Normalize]] = []
         self._names: list[str] = []
-        self._dtype = dtype  # None: not known before the batch is there
-        self._normalized = dtype is not None and dtype.is_floating_point
+        self.values = values
 
     def add(self, stage: Any, key: int) -> None:
-        name = type(stage).__name__
+        name, dtype, unit = type(stage).__name__, self.values.dtype, self.values.unit
         if isinstance(stage, ProgramStage):
-            if self._normalized and any(set(codes) - {ops.ERASE} for codes in stage.slots()):
+            if not unit and not flip_bits(stage) and any(set(codes) - {ops.ERASE} for codes in stage.slots()):
                 raise TypeError(f"{name} takes images in [0, 1]: put it before Normalize")
             self._stages.append((key, stage))
         elif isinstance(stage, Normalize):
-            self._dtype = stage.output_dtype(self._dtype) if self._dtype else stage.dtype
+            self.values = Values(dtype=stage.output_dtype(dtype) if dtype else stage.dtype, unit=False)
             self._stages.append((None, stage))
-            self._normalized = True
         else:
-            if self._dtype in (torch.uint8, None) and stage.dtype != torch.uint8 and not stage.scale:
+            if dtype is None and not unit:
+                dtype = torch.float32  # or another float: what Normalize gives
+            if dtype in (torch.uint8, None) and stage.dtype != torch.uint8 and not stage.scale:
                 raise TypeError(f"{name}({stage.dtype}) beside other stages needs scale=True: they work in [0, 1]")
-            self._dtype = stage.output_dtype(self._dtype) if self._dtype else stage.dtype
+            self.values = Values(dtype=stage.output_dtype(dtype) if dtype else stage.dtype, unit=unit)
         self._names.append(name)
 
     def end(self) -> list[Step]:
         if not self._names:
             return []
-        return [Section(stages=tuple(self._stages), dtype=self._dtype, label=", ".join(self._names))]
+        return [Section(stages=tuple(self._stages), dtype=self.values.dtype, label=", ".join(self._names))]
 
 
 def _byte_table(stages: Sequence[PointwiseStage]) -> torch.Tensor | None:

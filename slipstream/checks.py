@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -42,9 +43,16 @@ def flag(field: str, value: Any) -> bool:
     return value
 
 
+def path(field: str, value: Any) -> str:
+    """A file's or folder's name: a str, or what os.fspath makes one of."""
+    if not isinstance(value, (str, os.PathLike)) or not isinstance(os.fspath(value), str):
+        raise TypeError(f"{field} must be a path, got {value!r}")
+    return os.fspath(value)
+
+
 def size(field: str, value: Any) -> tuple[int, int]:
     """A size in pixels: one int, or (h, w); each 1 or more."""
-    pair = isinstance(value, Sequence) and not isinstance(value, str)
+    pair = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
     sides = list(value) if pair else [value, value]
     if len(sides) != 2:
         raise ValueError(f"{field} must be an int or two ints (h, w), got {value!r}")

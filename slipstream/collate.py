@@ -41,6 +41,7 @@ def collate(values: Sequence[Any], device: torch.device, kind: str = "") -> Any:
 
 def _tensor(array: np.ndarray) -> Any:
     try:
-        return torch.from_numpy(np.array(array))  # a copy: the array may be a read-only view of a map
+        # A copy, for the array may be a read-only view of a map, in this machine's byte order, the only one torch has.
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
     except TypeError:  # a dtype that torch does not have
         return None

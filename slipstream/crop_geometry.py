@@ -37,8 +37,11 @@ class ImageSizeError(ValueError):
     """An image that does not hold the crop or the box asked of it; `index` is its place in the batch."""
 
     def __init__(self, message: str, index: int) -> None:
-        super().__init__(message)
+        super().__init__(message, index)  # both, for it is made again from these where it comes from another process
         self.index = index
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 class Crop(ABC):

@@ -69,14 +69,16 @@ class SlipstreamDataset(torch.utils.data.Dataset):
             raise ValueError(
                 f"give exactly one of source, remote_dir and local_dir, got {' and '.join(names) or 'none'}"
             )
-        if isinstance(max_pixels, bool) or not isinstance(max_pixels, int) or max_pixels <= 0:
-            raise ValueError(f"max_pixels must be a whole number > 0, got {max_pixels!r}")
+        max_pixels = checks.whole("max_pixels", max_pixels, 1)
         if max_cache_size is not None:
             max_cache_size = checks.byte_count("max_cache_size", max_cache_size)
         checks.flag("allow_pickle", allow_pickle)
         if not isinstance(storage_options, (Mapping, NoneType)):  # not shown: it may hold credentials
             raise TypeError(f"storage_options must be a dict of boto3's, got {type(storage_options).__name__}")
         self.decode_images = checks.flag("decode_images", decode_images)
+        for name, value in {"remote_dir": remote_dir, "local_dir": local_dir, "cache_dir": cache_dir}.items():
+            if value is not None:
+                checks.path(name, value)
         if isinstance(source, (str, os.PathLike)):
             is_url = "://" in os.fspath(source)
             remote_dir, local_dir = (source, None) if is_url else (None, source)

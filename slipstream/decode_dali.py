@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import weakref
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,8 @@ _MAX_WEBP_CHUNKS = 16
 # The share of a batch's baseline JPEGs that goes to the GPU's JPEG engines, where it has any; the rest goes to CUDA.
 _HW_DECODER_LOAD = 0.65
 
-# Pipelines inherited through a fork: their threads do not exist in the child, and ending them would wait for ever.
-_inherited: list[Any] = []
+# All that exist in this process.
+_pipelines: weakref.WeakSet[DaliPipeline] = weakref.WeakSet()
 
 
 def takes(header: Header, data: np.ndarray) -> bool:
@@ -61,7 +63,7 @@ class DaliPipeline:
         }
         self._apply_exif = apply_exif
         self._pipeline: Any = None
-        self._pid = os.getpid()
+        _pipelines.add(self)
 
     def build(self) -> Any:
         if self._pipeline is None:
@@ -99,9 +101,21 @@ class DaliPipeline:
         return outputs
 
     def close(self) -> None:
-        pipeline, self._pipeline = self._pipeline, None
-        if pipeline is not None and os.getpid() != self._pid:
-            _inherited.append(pipeline)
+        self._pipeline = None
 
-    def __del__(self) -> None:
-        self.close()
+    def leave_to_parent(self) -> None:
+        """In a forked child: forget the parent's pipeline without ending it."""
+        pipeline, self._pipeline = self._pipeline, None
+        if pipeline is not None:
+            getattr(type(pipeline), "_pipes", set()).discard(weakref.ref(pipeline))
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(pipeline))
+
+
+def _leave_to_parent() -> None:
+    # Their threads do not exist in the child: ending a pipeline waits for them for ever, or crashes. It would be ended
+    # with its last reference, and by DALI, which ends all that it knows, when the interpreter ends.
+    for pipeline in list(_pipelines):
+        pipeline.leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)

@@ -74,6 +74,16 @@ def fresh_sample_ids(count: int) -> np.ndarray:
     return torch.empty(count, dtype=torch.int64, device="cpu").random_().numpy().astype(np.uint64)
 
 
+def ids_array(sample_ids: np.ndarray | Sequence[int]) -> np.ndarray:
+    """Ids as numpy's asarray gives them, but without floats in place of ints on both sides of 2**63."""
+    ids = np.asarray(sample_ids)
+    if ids.dtype.kind == "f" and isinstance(sample_ids, Sequence):
+        whole = [isinstance(each, (int, np.integer)) and 0 <= each < _U64 for each in sample_ids]
+        if all(whole):
+            return np.array([int(each) for each in sample_ids], np.uint64)
+    return ids
+
+
 def _in_range(field: str, value: int, end: int) -> int:
     try:
         number = operator.index(value)
@@ -85,7 +95,7 @@ def _in_range(field: str, value: int, end: int) -> int:
 
 
 def _as_uint64(sample_ids: np.ndarray | Sequence[int]) -> np.ndarray:
-    ids = np.asarray(sample_ids)
+    ids = ids_array(sample_ids)
     if ids.ndim != 1:
         raise ValueError(f"sample_ids must have one dimension, got shape {ids.shape}")
     if ids.size and ids.dtype.kind not in "iu":

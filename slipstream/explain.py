@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, product
+from itertools import chain as joined
+from itertools import permutations, product, zip_longest
+from math import factorial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,15 +14,19 @@ import torch
 from slipstream_kernels import ops, schedule
 
 from .chain import Chain, Own, Section
+from .stage import Normalize
 from .stage_blur import PILGaussianBlur, box_radius
-from .stage_program import ProgramStage
+from .stage_compose import RandomApply, RandomChoice, RandomOrder
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline
 
 FLOAT = 4  # bytes of a value between two passes
 LAST_LINE = schedule.BOX_LINES - 1
-MOST_PROGRAMS = 4096  # of one section that are looked at
+MOST_ORDERS = 720  # of a section's stages that are told apart
+
+Choice = tuple[int, float]  # an operation and its first parameter
+Rows = tuple[tuple[Choice, ...], ...]  # what may stand in each row of a program
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,28 +186,106 @@ def _labels(section: Section, places: Sequence[int]) -> tuple[str, ...]:
 
 
 def every_program(section: Section) -> tuple[np.ndarray, list[int]]:
-    """Programs that hold each operation of a section, or NOTHING in its place, in every way, float32 [N, K, 16], of a
-    box blur its widest too; and the place of each row's stage in the section."""
-    slots: list[tuple[tuple[int, float], ...]] = []
-    owners: list[int] = []
-    for place, (_, stage) in enumerate(section.stages):
-        random = isinstance(stage, ProgramStage)
-        for codes in stage.slots() if random else ((ops.NORMALIZE,),):
-            found = [(code, 0.0) for code in codes]
-            if ops.BOX_BLUR in codes:
-                found.append((ops.BOX_BLUR, _widest_box(stage)))
-            slots.append((*found, *([(ops.NOTHING, 0.0)] if random else [])))
-            owners.append(place)
-    if not slots:
-        return np.zeros((1, 1, ops.OP_WIDTH), np.float32), [0]
-    chosen = np.array(list(islice(product(*slots), MOST_PROGRAMS)), np.float32)
-    program = np.ones((*chosen.shape[:2], ops.OP_WIDTH), np.float32)
-    program[..., :2] = chosen
-    return program, owners
+    """Programs that between them need every launch which a program of this section can need, float32 [N, K, 16], and
+    the place of each row's stage in the section.
+
+    Each operation stands in each of its rows after everything that rows before can come to, in any order of the stages
+    of a RandomOrder; a box blur with its widest too.
+    """
+    stages = [stage for _, stage in section.stages]
+    orders = [_orders(stage) for stage in stages]
+    if np.prod([float(len(each)) for each in orders]) > MOST_ORDERS:
+        orders = [[_any_of(each)] for each in orders]
+    owners = [place for place, each in enumerate(orders) for _ in each[0]]
+    programs: dict[tuple[Choice, ...], None] = {}
+    for order in product(*orders):
+        states: dict[_State, tuple[Choice, ...]] = {_State(): ()}
+        for row, choices in enumerate(joined.from_iterable(order)):
+            after: dict[_State, tuple[Choice, ...]] = {}
+            for state, before in states.items():
+                for choice in choices:
+                    after.setdefault(state.after(choice, row), (*before, choice))
+                    programs[(*before, choice)] = None
+            states = after
+    chosen = np.zeros((max(len(programs), 1), max(len(owners), 1), 2), np.float32)
+    for index, program in enumerate(programs):
+        chosen[index, : len(program)] = program
+    chosen = np.unique(chosen, axis=0)
+    result = np.ones((*chosen.shape[:2], ops.OP_WIDTH), np.float32)
+    result[..., :2] = chosen
+    return result, owners or [0]
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What the rest of an image's launches depends on: its pass, how that began, its reading, whether there was a pass
+    before, and whether its first row began at its neighbours, which with other crops is a later pass (split_passes).
+    """
+
+    number: int = 0
+    begun: int = ops.NOTHING
+    reading: int = ops.NOTHING
+    full: bool = False
+    before: bool = False
+    at_once: bool = False
+
+    def after(self, choice: Choice, row: int) -> _State:
+        code, wide = choice
+        if code == ops.NOTHING:
+            return self
+        neighbours, reading = code in ops.NEIGHBOURS, code in ops.STATISTICS
+        kind = code if code in ops.BLURS else ops.BRIGHTNESS  # what else a pass begins with makes no launch
+        kind += ops.NUM_OPS * (wide > 0)
+        if (neighbours and row > 0) or (reading and self.full):
+            before = self.before or self.begun != ops.NOTHING
+            return _State(self.number + 1, kind, code if reading else ops.NOTHING, True, before, self.at_once)
+        return _State(
+            self.number,
+            self.begun or kind,
+            code if reading else self.reading,
+            self.full or neighbours or reading,
+            self.before,
+            self.at_once or neighbours,
+        )
+
+
+def _orders(stage: Any) -> list[Rows]:
+    # What may stand in a stage's rows, for each order of the stages inside; NOTHING last in each row.
+    if isinstance(stage, RandomChoice):
+        found = [rows for each in stage.stages for rows in _orders(each)]
+        longest = max(map(len, found))
+        found = [(*rows, *[((ops.NOTHING, 0.0),)] * (longest - len(rows))) for rows in found]
+    elif isinstance(stage, (RandomApply, RandomOrder)):
+        inside = [_orders(each) for each in stage.stages]
+        count = np.prod([float(len(each)) for each in inside])
+        shuffled = isinstance(stage, RandomOrder)
+        if count * (factorial(len(inside)) if shuffled else 1) <= MOST_ORDERS:
+            several = [each for one in product(*inside) for each in (permutations(one) if shuffled else [one])]
+            found = [tuple(joined.from_iterable(each)) for each in several]
+        else:
+            rows = tuple(joined.from_iterable(_any_of(each) for each in inside))
+            found = [_any_of([(row,) for row in rows]) * len(rows) if shuffled else rows]
+    elif isinstance(stage, Normalize):
+        found = [(((ops.NORMALIZE, 0.0),),)]
+    else:  # a stage that samples programs: inside another it need not be a ProgramStage
+        widest = _widest_box(stage)
+        found = [tuple(tuple(_choices(codes, widest)) for codes in stage.slots())]
+    return list(dict.fromkeys(found))
+
+
+def _choices(codes: Sequence[int], widest: float) -> list[Choice]:
+    boxes = [(ops.BOX_BLUR, widest)] if ops.BOX_BLUR in codes else []
+    return [*((code, 0.0) for code in codes), *boxes, (ops.NOTHING, 0.0)]
+
+
+def _any_of(orders: Sequence[Rows]) -> Rows:
+    # In each row what any of these has there.
+    return tuple(
+        tuple(sorted(dict.fromkeys(joined.from_iterable(each)), key=lambda choice: choice[0] == ops.NOTHING))
+        for each in zip_longest(*orders, fillvalue=((ops.NOTHING, 0.0),))
+    )
 
 
 def _widest_box(stage: Any) -> float:
-    # The largest box radius of the Pillow blurs in a stage, those inside it too.
-    if isinstance(stage, PILGaussianBlur):
-        return float(box_radius(np.array(stage.radius, np.float32)).max())
-    return max(map(_widest_box, getattr(stage, "stages", ())), default=0.0)
+    # The largest box radius of a Pillow blur.
+    return float(box_radius(np.array(stage.radius, np.float32)).max()) if isinstance(stage, PILGaussianBlur) else 0.0

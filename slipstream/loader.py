@@ -111,9 +111,12 @@ class SlipstreamLoader:
         num_threads = own_cores() if num_threads is None else checks.whole("num_threads", num_threads, 1)
         prefetch = checks.whole("prefetch", prefetch, 1)
 
-        fields = _read_fields(dataset.fields, exclude_fields)
+        tells_valid = self.tail == "pad" or self.on_error == "replace"
+        added = {"_indices": True, "_valid": tells_valid, "_plan": checks.flag("return_plan", return_plan)}
+        fields = _read_fields(dataset.fields, exclude_fields, [name for name, is_added in added.items() if is_added])
         images = [name for name, kind in fields.items() if kind == "image"]
-        compiled = _compile(pipelines or {}, fields, images, self.seed, exclude_fields)
+        pipelines = {} if pipelines is None else pipelines
+        compiled = _compile(pipelines, fields, images, self.seed, exclude_fields)
         mixing = _check_mixing(batch_stages, compiled, fields)
         backends = {
             name: self.backend if each.stage.backend is None else resolve_backend(each.stage.backend, self.device)
@@ -142,17 +145,15 @@ class SlipstreamLoader:
             verbose=verbose,
             batch_stages=mixing,
             batch_keys=tuple(batch_stage_keys(mixing, self.seed)),
-            return_plan=checks.flag("return_plan", return_plan),
+            return_plan=return_plan,
             on_error=self.on_error,
-            tells_valid=self.tail == "pad" or self.on_error == "replace",
+            tells_valid=tells_valid,
             stand_in=make_stand_in(list(compiled.values())),
         )
         self.pipelines = compiled
         order = self._sampler
         how = ["windowed", order.lanes, order.window] if isinstance(order, WindowedSampler) else shuffle
-        self._fingerprint = fingerprint(
-            dataset, pipelines or {}, mixing, seed=self.seed, shuffle=how, apply_exif=apply_exif
-        )
+        self._fingerprint = fingerprint(dataset, pipelines, mixing, seed=self.seed, shuffle=how, apply_exif=apply_exif)
         self._next_epoch = self._next_start = 0
         self._progress: _Progress | None = None
         self._finalizer = weakref.finalize(self, end_from_any_thread, self._resources.close)
@@ -214,9 +215,11 @@ class SlipstreamLoader:
         """The epoch that the next `iter()` gives; the one running goes on.
 
         It begins at its first sample, but for the epoch of a state just loaded, which goes on where it stood: a loop
-        may set every epoch, the resumed one too.
+        may set every epoch, the resumed one too. Raises TypeError or ValueError for what is no int in [0, 2**32).
         """
         epoch = checks.whole("epoch", epoch, 0)
+        if epoch >= 2**32:
+            raise ValueError(f"epoch must be in [0, 2**32), got {epoch}")
         if epoch != self._next_epoch:
             self._next_epoch, self._next_start = epoch, 0
 
@@ -332,13 +335,20 @@ def _check_mixing(stages: Any, pipelines: Mapping[str, Pipeline], fields: Mappin
     return checked
 
 
-def _read_fields(fields: Mapping[str, str], exclude_fields: Sequence[str]) -> dict[str, str]:
+def _read_fields(fields: Mapping[str, str], exclude_fields: Sequence[str], added: Sequence[str]) -> dict[str, str]:
+    # Those that are read; a batch adds these names of its own.
     if isinstance(exclude_fields, str) or not isinstance(exclude_fields, Collection):
         raise TypeError(f"exclude_fields must be a list of field names, got {exclude_fields!r}")
-    unknown = [name for name in exclude_fields if name not in fields]
+    unknown = [name for name in exclude_fields if not isinstance(name, str) or name not in fields]
     if unknown:
         raise ValueError(f"exclude_fields names {unknown[0]!r}, the dataset has {', '.join(map(repr, fields))}")
-    return {name: kind for name, kind in fields.items() if name not in exclude_fields}
+    read = {name: kind for name, kind in fields.items() if name not in exclude_fields}
+    for name in added:
+        if name in read:
+            raise ValueError(
+                f"the dataset has a field {name!r}, a name that batches need: leave it out, exclude_fields=[{name!r}]"
+            )
+    return read
 
 
 def _compile(
@@ -354,7 +364,8 @@ def _compile(
         if name in exclude_fields:
             raise ValueError(f"pipelines names {name!r}, which exclude_fields leaves out")
         if name not in images:
-            raise ValueError(f"pipelines names {name!r}, the dataset's image fields are {list(images)}")
+            kind = f" (a field of {fields[name]})" if name in fields else ""
+            raise ValueError(f"pipelines names {name!r}{kind}, the dataset's image fields are {list(images)}")
     scopes = {name: name if len(images) > 1 else "" for name in pipelines}
     compiled = {name: Pipeline(stages, seed=seed, field=name, scope=scopes[name]) for name, stages in pipelines.items()}
     for name, pipeline in compiled.items():

@@ -13,6 +13,7 @@ import numpy as np
 from .dataset import SlipstreamDataset
 from .pack_format import Encode
 from .source import ReadError
+from .source_fields import MISSING
 from .source_folder import FolderSource
 from .source_litdata import LitDataSource
 
@@ -122,7 +123,7 @@ def _spec_of(dataset: SlipstreamDataset, kept: list[str]) -> str | None:
 def _leaf(dataset: SlipstreamDataset, field: str) -> Leaf:
     source = dataset.source
     if isinstance(source, LitDataSource):
-        return Leaf(field=field, data_format=source.formats[field], read=lambda ids: source.read(ids, field))
+        return Leaf(field=field, data_format=source.formats[field], read=lambda ids: _as_stored(source, field, ids))
     kind = dataset.fields[field]
     if kind in ("image", "bytes"):
         # A page fault under a view may be taken with Python's lock held, the reading of a file is not: cold folders are
@@ -154,6 +155,20 @@ def _leaf(dataset: SlipstreamDataset, field: str) -> Leaf:
         return leaves
 
     return Leaf(field=field, data_format=data_format, read=read)
+
+
+def _as_stored(source: LitDataSource, field: str, ids: np.ndarray) -> list[np.ndarray]:
+    leaves = source.read(ids, field)
+    if source.fields[field] not in ("int", "float", "bool", "str"):
+        return leaves
+    absent = [number for number, leaf in zip(ids.tolist(), leaves, strict=True) if leaf.tobytes() == MISSING]
+    if absent:
+        reason = (
+            f"field {field!r} is None, which cannot be stored as {source.formats[field]}; "
+            f"exclude_fields=[{field!r}] leaves it out"
+        )
+        raise ReadError([(number, source.describe(number), reason) for number in absent])
+    return leaves
 
 
 def _encoded_leaf(dataset: SlipstreamDataset, leaf: Leaf, encode: Encode) -> Leaf:

@@ -16,7 +16,7 @@ from slipstream_kernels.crop_jobs import OutputFormat, empty_outputs
 from slipstream_kernels.ragged import RaggedBatch
 
 from . import checks
-from .chain import Chain, Section, Step, compile_chain
+from .chain import Chain, Section, Step, Values, compile_chain
 from .crop import (
     Crop,
     CropStage,
@@ -30,7 +30,7 @@ from .crop import (
     TenCrop,
 )
 from .device import resolve_backend, to_device
-from .draws import Draws, fresh_sample_ids, stream_key
+from .draws import Draws, fresh_sample_ids, ids_array, stream_key
 from .plan import CropProgram, Plan, draw_plan
 from .stage import MultiCropPipeline, Stage, check_stage
 from .stage_flip import HORIZONTAL, RandomHorizontalFlip, RandomVerticalFlip, flip_images
@@ -82,8 +82,10 @@ class Pipeline:
             self.programs.append(CropProgram(name=name, crop=crop, box_key=key, chain=chain))
             last = crop.memory_format == torch.channels_last
             self.formats_on_host.append(OutputFormat(size=crop.size, table=chain.table, channels_last=last))
-        size = self.formats_on_host[0].size  # NamedCopies stand after one crop
-        self.copies = {name: _compiled(place, stages, scope, name, size, cut=False) for name, stages in copies.items()}
+        size, takes = self.formats_on_host[0].size, self.programs[0].chain.gives  # NamedCopies stand after one crop
+        self.copies = {
+            name: _compiled(place, stages, scope, name, size, takes=takes) for name, stages in copies.items()
+        }
         self._formats_on: dict[torch.device, list[OutputFormat]] = {torch.device("cpu"): self.formats_on_host}
 
     @property
@@ -267,9 +269,10 @@ class Pipeline:
         names = tuple(program.name for program in self.programs)
         steps = {program.name: program.chain.steps for program in self.programs if program.chain.steps}
         steps |= {name: chain.steps for name, chain in self.copies.items()}
-        if plan.crops != names or {name: len(each) for name, each in plan.steps.items()} != {
-            name: len(each) for name, each in steps.items()
-        }:
+        flipped = {name for name, chain in self.copies.items() if chain.flips}  # the jobs hold those of crops
+        lengths = {name: len(each) for name, each in steps.items()}
+        planned = {name: len(each) for name, each in plan.steps.items()}
+        if plan.crops != names or planned != lengths or not flipped <= plan.flips.keys():
             raise ValueError(f"plan must be of this pipeline's crops {names} and stages, got one of {plan.crops}")
         for index, program in enumerate(self.programs):
             if isinstance(program.crop, (RandomResizedCrop, Resize, ResizedCrop)):  # whose boxes fill them
@@ -316,10 +319,16 @@ def _chains(
 
 
 def _compiled(
-    place: str, stages: Sequence[tuple[Stage, int]], scope: str, name: str, size: tuple[int, int], *, cut: bool = True
+    place: str,
+    stages: Sequence[tuple[Stage, int]],
+    scope: str,
+    name: str,
+    size: tuple[int, int],
+    *,
+    takes: Values | None = None,
 ) -> Chain:
     try:
-        chain = compile_chain(with_keys(stages, scope, name), cut=cut)
+        chain = compile_chain(with_keys(stages, scope, name), takes=takes)
         chain.check_size(size)
         return chain
     except (TypeError, ValueError) as error:
@@ -375,7 +384,7 @@ def as_sample_ids(sample_ids: Any, count: int) -> np.ndarray:
         return fresh_sample_ids(count)
     if isinstance(sample_ids, torch.Tensor):
         sample_ids = sample_ids.cpu().numpy()
-    ids = np.asarray(sample_ids)
+    ids = ids_array(sample_ids)
     if ids.shape != (count,):
         raise ValueError(f"sample_ids must be one whole number for each of the {count} images, got shape {ids.shape}")
     return ids

@@ -15,7 +15,7 @@ import numpy as np
 from .chain import Chain
 from .crop import Crop, sample_geometry, seen_boxes
 from .draws import Draws
-from .words import describe_job, describe_op
+from .words import describe_flip, describe_job, describe_op, is_program
 
 FORMAT = 1
 
@@ -57,13 +57,14 @@ class Plan:
             lines.append(f"  {name or 'crop'}: " + ", ".join(words))
         for name in self.steps:
             if name not in self.crops:
-                lines.append(f"  {name}: " + ", ".join(self._words(name, index) or ["as cut"]))
+                flip = describe_flip(self.flips[name][index]) if name in self.flips else []
+                lines.append(f"  {name}: " + ", ".join([*flip, *self._words(name, index)] or ["as cut"]))
         return "\n".join(lines)
 
     def _words(self, name: str, index: int) -> list[str]:
         words = []
         for step in self.steps.get(name, ()):
-            if isinstance(step, np.ndarray) and step.ndim == 3:
+            if is_program(step):
                 words += [describe_op(row) for row in step[index] if row[0]]
             elif isinstance(step, Mapping):
                 words += [f"{key} {np.asarray(part)[index].tolist()}" for key, part in step.items()]

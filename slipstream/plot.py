@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+
+from . import checks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,11 +41,10 @@ def show_batch(
     figsize: inches (width, height); by default what the images need.
 
     In a notebook the figure shows at once. Elsewhere save it: `show_batch(...).savefig("batch.png")`. The figure is
-    unknown to pyplot, so that nothing is kept when a loop drops it. ImportError without matplotlib; ValueError names
-    bad images or a bad nrow.
+    unknown to pyplot, so that nothing is kept when a loop drops it. ImportError without matplotlib; ValueError or
+    TypeError names bad images or a bad nrow.
     """
-    if nrow < 1:
-        raise ValueError(f"nrow must be at least 1, got {nrow}")
+    nrow = checks.whole("nrow", nrow, 1)
     if isinstance(images, Mapping):
         raise TypeError(f"images must be those of one field, got a dict of {list(images)}: plot_crops takes a batch")
     pictures = _pictures(_as_images("images", images), normalized)
@@ -183,7 +184,8 @@ class _Sheet:
         self._scale = min(wanted[0] / width, wanted[1] / height)
 
     def text(self, text: str, x: float, y: float, *, size: float, **style: Any) -> None:
-        self.axes.text(x, y, text, fontsize=max(4.0, size * self._scale), **{"va": "center", **style})
+        style = {"va": "center", "parse_math": False, **style}
+        self.axes.text(x, y, text, fontsize=max(4.0, size * self._scale), **style)
 
     def title(self, title: str) -> None:
         if title:
@@ -241,10 +243,14 @@ class _Sheet:
 def _as_images(name: str, images: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
     if isinstance(images, (torch.Tensor, np.ndarray)) and images.ndim == 3:
         images = images[None]
+    if not isinstance(images, Iterable):
+        raise TypeError(f"{name} must be images [C, H, W], got {type(images).__name__}")
+    tensors = []
     for image in images:
-        if isinstance(image, (str, bytes)):
+        if not isinstance(image, (torch.Tensor, np.ndarray)):
             raise TypeError(f"{name} must be decoded images [C, H, W] (decode_images=True), got {type(image).__name__}")
-    tensors = [torch.as_tensor(image).detach() for image in images]
+        # A copy of an array: torch takes none with negative strides, and warns of one that is read-only.
+        tensors.append(image.detach() if isinstance(image, torch.Tensor) else torch.from_numpy(image.copy()))
     if not tensors:
         raise ValueError(f"{name} must hold at least one image, got none")
     for tensor in tensors:
@@ -311,8 +317,11 @@ def _chosen(named: dict[str, Any], crops: Sequence[str] | None) -> list[str]:
     return chosen
 
 
-def _sample_numbers(samples: int | Sequence[int], count: int) -> list[int]:
-    chosen = list(range(min(samples, count))) if isinstance(samples, int) else [int(i) for i in samples]
+def _sample_numbers(samples: Any, count: int) -> list[int]:
+    if isinstance(samples, Iterable) and not isinstance(samples, str) and getattr(samples, "shape", True):
+        chosen = [int(i) for i in samples]
+    else:
+        chosen = list(range(min(checks.whole("samples", samples), count)))
     if not chosen or not all(0 <= i < count for i in chosen):
         raise ValueError(f"samples must be a number of samples >= 1, or some of [0, {count}), got {samples!r}")
     return chosen

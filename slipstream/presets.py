@@ -49,7 +49,7 @@ def simclr(
     Values stay in [0, 1]: the official code has no mean and std. Source: google-research/simclr data_util.py (and
     tf2/data_util.py, whose resize is followed: half-pixel centres). Deviations: contrast about the mean grey and
     saturation towards grey, where TensorFlow takes each channel's mean and HSV; the blur is reflected at the borders,
-    where TensorFlow pads zeros; TensorFlow's law of boxes allows 100 tries.
+    where TensorFlow pads zeros; TensorFlow's law of boxes allows 100 tries, and its crops are not rounded to bytes.
     """
     amounts = 0.8 * strength, 0.8 * strength, 0.8 * strength, 0.2 * strength
     crop = RandomResizedCrop(size, scale=scale, interpolation="bicubic", antialias=False)
@@ -75,8 +75,8 @@ def byol(
     """BYOL's two views: brightness is added, view_0 always blurred, view_1 seldom and solarized at 0.5.
 
     Source: deepmind-research byol/utils/augmentations.py, and byol/utils/dataset.py for the crop (TensorFlow's bicubic,
-    not antialiased). Deviations: contrast, saturation and the blur's borders as in simclr; the official box is one try,
-    cut to the image.
+    not antialiased). Deviations: contrast, saturation, the blur's borders and bytes as in simclr; the official box is
+    one try, cut to the image.
     """
     crop = RandomResizedCrop(size, scale=scale, interpolation="bicubic", antialias=False)
     colour = [

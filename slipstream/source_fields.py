@@ -27,7 +27,10 @@ _KINDS = {
 # Leaves that hold a file's bytes as they were: images or not, only the bytes can tell.
 _ENCODED = ("bytes", "jpeg", "image", "file", "tifffile", "pil", "video", "audio", "nifti", "mesh", "pdf", "jpeg_array")
 
-_INT, _FLOAT = struct.Struct("<q"), struct.Struct("<d")
+_INT, _FLOAT, _BOOL = struct.Struct("<q"), struct.Struct("<d"), struct.Struct("<?")
+
+# What a number, a bool or a text that an Arrow row lacks is unpacked to: the bytes of none.
+MISSING = b"\xffnone"
 
 
 class PickleRefusedError(ValueError):
@@ -54,12 +57,12 @@ def decoder_of(data_format: str, *, field: str, allow_pickle: bool) -> Callable[
     simple: dict[str, Callable[[np.ndarray], Any]] = {
         "str": lambda data: data.tobytes().decode(),
         "text": lambda data: data.tobytes().decode(),
-        "bool": lambda data: bool(data[0]),
+        "bool": lambda data: _BOOL.unpack(data.data)[0],
         "int": lambda data: _INT.unpack(data.data)[0],
         "float": lambda data: _FLOAT.unpack(data.data)[0],
     }
     if name in simple:
-        return simple[name]
+        return _or_none(simple[name])
     if name in _ENCODED:
         return np.ndarray.tobytes
     if name in ("numpy", "no_header_numpy", "tensor", "no_header_tensor", "json"):
@@ -80,6 +83,18 @@ def decoder_of(data_format: str, *, field: str, allow_pickle: bool) -> Callable[
         )
 
     return refuse
+
+
+def _or_none(decode: Callable[[np.ndarray], Any]) -> Callable[[np.ndarray], Any]:
+    def value(data: np.ndarray) -> Any:
+        try:
+            return decode(data)
+        except (struct.error, UnicodeDecodeError):
+            if data.tobytes() == MISSING:
+                return None
+            raise
+
+    return value
 
 
 def _litdata_decoder(name: str, setup: str) -> Callable[[np.ndarray], Any]:
@@ -117,6 +132,15 @@ class _Dtype:
         self.order = state[1]
 
 
+class _JsonLeaf:
+    """Stands in for what litdata wraps a None in, below a first sample with a number of numpy's."""
+
+    value: Any = None
+
+    def __setstate__(self, state: tuple[None, dict[str, Any]]) -> None:
+        self.value = state[1]["value"]
+
+
 def _scalar(dtype: _Dtype, data: bytes) -> Any:
     kind = np.dtype(dtype.code)
     if kind.kind not in "biufcSU" or not isinstance(data, bytes) or len(data) != kind.itemsize:
@@ -141,6 +165,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "dtype"): _Dtype,
     ("numpy._core.multiarray", "scalar"): _scalar,
     ("numpy.core.multiarray", "scalar"): _scalar,
+    ("litdata.streaming.serializers", "JsonLeaf"): _JsonLeaf,
     ("_codecs", "encode"): _encode,
     ("builtins", "complex"): complex,
     ("builtins", "bytes"): _empty,
@@ -172,6 +197,7 @@ def plain_unpickle(data: bytes, field: str) -> Any:
     """
     try:
         value = _PlainUnpickler(io.BytesIO(data)).load()
+        value = value.value if isinstance(value, _JsonLeaf) else value
         plain = _is_plain(value)
     except Exception as error:
         raise PickleRefusedError(_refusal(field, str(error) or type(error).__name__)) from None

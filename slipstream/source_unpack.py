@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import itertools
 import os
+import pickle
 import struct
 from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
 import zstandard
+
+from .source_fields import MISSING
 
 _COPY_BYTES = 1 << 20
 _U32 = struct.Struct("<I")
@@ -166,9 +169,11 @@ def _leaf(row: dict[str, Any], name: str, data_format: str) -> bytes:
         from litdata.streaming.serializers import JsonSerializer
 
         return JsonSerializer().serialize(value)[0]
-    if kind == "pickle" and value is None:
-        return b"\x80\x02N."
-    if kind in _SCALARS and value is not None:
+    if kind == "pickle":  # also of plain values: of text that names a file, of numbers below a None
+        return pickle.dumps(value, 4)
+    if value is None:
+        return b"" if kind == "bytes" else MISSING
+    if kind in _SCALARS:
         return _SCALARS[kind].pack(value)
     if kind == "bytes" and isinstance(value, bytes):
         return value

@@ -142,7 +142,11 @@ class MultiCropPipeline:
     def __post_init__(self) -> None:
         if not isinstance(self.pipelines, Mapping):
             raise TypeError(f"pipelines must be a dict of crop name -> stages, got {checks.brief(self.pipelines)}")
+        from .chain import check_chain
+
         settled = {name: check_stages(f"pipelines[{name!r}]", stages) for name, stages in self.pipelines.items()}
+        for name, stages in settled.items():
+            check_chain(f"pipelines[{name!r}]", stages)
         checks.settle(self, pipelines=settled, seed=checks.seed("seed", self.seed))
 
     def __call__(

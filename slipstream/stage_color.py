@@ -222,7 +222,7 @@ def _factors(field: str, value: Any, centre: float) -> tuple[float, float]:
         spread = checks.number(field, value)
         if spread < 0:
             raise ValueError(f"{field} must be 0 or more, got {value!r}")
-        low, high = max(centre - spread, 0.0 if centre else -1.0), centre + spread
+        low, high = max(centre - spread, 0.0) if centre else -spread, centre + spread
     if not (0.0 if centre else -1.0) <= low <= high < float("inf"):
         raise ValueError(f"{field} must be (low, high) with {0 if centre else -1} <= low <= high, got {value!r}")
     return low, high

@@ -34,7 +34,8 @@ class OwnStage(Protocol):
         """images [B, 3, h, w] in the dtype of its place in the chain, params as tensors on their device -> [B, ...].
 
         Bytes until a Normalize or ToDtype, float after it. Give the same dtype back: what follows takes floats as
-        values in [0, 1], so bytes made float must be divided by 255.
+        values in [0, 1], so bytes made float must be divided by 255. Keep the size where a stage that moves pixels or
+        erases a box follows: it is drawn for the crop's.
         """
         ...
 
@@ -82,7 +83,7 @@ def apply_own(stage: Any, images: torch.Tensor, params: Any) -> torch.Tensor:
 class NamedCopies:
     """Several names for one crop: it is cut once, and each name goes through its own pipeline.
 
-    names: of the outputs, two or more of unlike names. It stands after a crop stage that gives one crop, and after the
+    names: of the outputs, one or more, unlike. It stands after a crop stage that gives one crop, and after the
     stages that all copies share; a MultiCropPipeline after it names the copies. Raises ValueError or TypeError.
     """
 

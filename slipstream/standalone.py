@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from .chain import compile_chain
+from .chain import ANY, Values, compile_chain
 from .crop import CropStage, MultiRandomResizedCrop
 from .device import resolve_backend, to_device
 from .draws import Draws
 from .pipeline import Pipeline, as_sample_ids, crops_of, with_keys
-from .stage import MultiCropPipeline, PointwiseStage, Stage
+from .stage import DTYPES, MultiCropPipeline, PointwiseStage, Stage
 from .stage_flip import flip_bits, flip_images
 from .stage_own import apply_own, sample_own
 from .stage_program import ProgramStage
@@ -62,14 +62,14 @@ def _apply_chain(
 ) -> torch.Tensor:
     keyed = with_keys([(stage, seed) for stage in stages], "", name)
     if not any(isinstance(stage, ProgramStage) and not flip_bits(stage) for stage in stages):
-        chain = compile_chain([], cut=False)  # on any dtype and number of channels, stage by stage
+        chain = compile_chain([], takes=ANY)  # on any dtype and number of channels, stage by stage
     else:
-        chain, keyed = compile_chain(keyed, cut=False), []
+        chain, keyed = compile_chain(keyed, takes=_values_of(images)), []
         if chain.flips:
             images = flip_images(images, to_device(chain.sample_flips(ids, epoch), images.device))
     for stage, key in keyed:
         if flip_bits(stage):
-            bits = compile_chain([(stage, key)], cut=False).sample_flips(ids, epoch)
+            bits = compile_chain([(stage, key)], takes=ANY).sample_flips(ids, epoch)
             images = flip_images(images, to_device(bits, images.device))
         elif isinstance(stage, PointwiseStage):
             images = stage.apply(images)
@@ -80,6 +80,12 @@ def _apply_chain(
     with ThreadPoolExecutor(count) as pool:
         backend = resolve_backend(None, images.device)
         return run_steps([images], [chain.steps], [drawn], backend, Threads(pool=pool, count=count))[0]
+
+
+def _values_of(images: torch.Tensor) -> Values:
+    # float64 is worked on as float32; what no stage takes is named where it is run
+    dtype = torch.float32 if images.dtype == torch.float64 else images.dtype
+    return Values(dtype=dtype if dtype in DTYPES else None, unit=True)
 
 
 def _check_batch(field: str, images: Any) -> None:

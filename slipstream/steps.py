@@ -33,11 +33,17 @@ def run_steps(
 ) -> list[torch.Tensor]:
     """C crops [B, 3, h, w], each through its steps with what was drawn for them; the first sections of all crops share
     their launches, so do the second ones, and so on. The images given are left as they are. packed: of pack_steps."""
-    images = list(images)
+    images, sizes = list(images), [image.shape[2:] for image in images]
     for number in range(max(map(len, steps), default=0)):
         for index, step, params in _at(number, steps, drawn):
             if isinstance(step, Own):
                 images[index] = apply_own(step.stage, images[index], params)
+            elif images[index].shape[2:] != sizes[index] and step.of_one_size:
+                drawn_for, got = (" x ".join(map(str, size)) for size in (sizes[index], images[index].shape[2:]))
+                raise ValueError(
+                    f"{step.label} was drawn for crops of {drawn_for} (height x width), got {got}: "
+                    f"a stage of your own before it must keep the size"
+                )
         together, taken, programs, formats = _sections(number, images, steps, drawn)
         if packed is not None and number == 0:
             programs = packed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from slipstream_kernels import ops
 
@@ -33,9 +35,19 @@ def describe_job(job: np.ndarray) -> str:
     words = [f"box {height} x {width} at ({top}, {left}) -> {full_h} x {full_w} {FILTERS[kind]}"]
     if (y, x) != (0, 0):
         words.append(f"window at ({y}, {x})")
-    if flip:
-        words.append(_FLIPS[flip])
-    return ", ".join(words)
+    return ", ".join([*words, *describe_flip(flip)])
+
+
+def describe_flip(bits: int) -> list[str]:
+    """A flip, of a job's FLIP bits; nothing for none."""
+    return [_FLIPS[bits]] if bits else []
+
+
+def is_program(step: Any) -> bool:
+    """Whether a plan's step is programs, float32 [B, K, 16], and not an array that a user's own stage drew."""
+    if not isinstance(step, np.ndarray) or step.dtype != np.float32 or step.ndim != 3 or step.shape[2] != ops.OP_WIDTH:
+        return False
+    return bool(np.isin(step[..., 0], np.arange(ops.NUM_OPS)).all())
 
 
 def describe_op(row: np.ndarray) -> str:

@@ -100,7 +100,15 @@ def test_labels_sum_to_one_and_name_both_partners(stage) -> None:
     torch.testing.assert_close(label[range(40), own][alike], torch.ones(int(alike.sum())))
 
 
-@pytest.mark.parametrize("stage", [MixUp(CLASSES, 1.0), CutMix(CLASSES)])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        MixUp(CLASSES, 1.0),
+        CutMix(CLASSES),
+        RandomBatchChoice([MixUp(CLASSES, 1.0)]),
+        RandomBatchChoice([CutMix(CLASSES)]),
+    ],
+)
 def test_the_numbers_are_the_samples_own(stage) -> None:
     """Whatever the batch, its length and order; another epoch or seed gives others."""
     sizes = [SIZE, (8, 8)]
@@ -108,6 +116,11 @@ def test_the_numbers_are_the_samples_own(stage) -> None:
     for ids in (np.arange(7, 12), np.arange(39, -1, -1), np.array([5])):
         for name, part in params_of(stage, sizes, ids).items():
             assert np.array_equal(part, whole[name][ids])
+    batch = batch_of(40, *sizes)
+    again, (drawn,) = apply_batch_stages([stage], batch_stage_keys([stage], 0), batch, np.arange(40), 1)
+    later = params_of(stage, sizes, epoch=1)
+    assert all(np.array_equal(drawn[name], later[name]) for name in later)
+    assert torch.equal(again["crop1"], stage.apply(batch, later)["crop1"])
     for other in (params_of(stage, sizes, seed=1), params_of(stage, sizes, epoch=1)):
         assert (other["lam"] != whole["lam"]).mean() > 0.9
 

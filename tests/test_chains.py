@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
 from hypothesis import given, settings
@@ -98,7 +99,7 @@ def by_torchvision(x: torch.Tensor, row: list[float]) -> torch.Tensor:
         ops.SATURATION: lambda: tv.adjust_saturation(x, a),
         ops.HUE: lambda: tv.adjust_hue(x, a),
         ops.GREY: lambda: tv.rgb_to_grayscale(x, 3),
-        ops.SOLARIZE: lambda: tv.solarize(x, a),
+        ops.SOLARIZE: lambda: tv.solarize(x, a) if a <= 1 else x,  # 256 of bytes, which torchvision refuses
         ops.POSTERIZE: lambda: tv.posterize(x, int(a).bit_length() - 1),
         ops.INVERT: lambda: tv.invert(x),
         ops.AUTOCONTRAST: lambda: tv.autocontrast(x),
@@ -181,6 +182,48 @@ def test_any_chain_is_torchvisions(stages: list[Any], seed: int, normalize: bool
         normal = whole(images, sample_ids=ids)["image"]
         plain = pipeline(images, sample_ids=ids)["image"]
         assert torch.allclose(normal, Normalize()(plain), atol=1e-6)
+
+
+MOVING = [
+    RandomRotation(40),
+    RandomAffine(0, (0.3, 0.3)),
+    RandomErasing(1.0, value=0.5),
+    RandomErasing(1.0, value="random"),
+    TrivialAugmentWide(),
+    RandomApply([RandomPerspective(0.5, 1.0)], 1.0),
+    RandomChoice([RandomInvert(1.0), RandomErasing(1.0)]),
+    RandomOrder([RandomInvert(), RandomRotation(40)]),
+]
+STILL = [ColorJitter(0.4, 0.4, 0.2, 0.1), GaussianBlur((5, 9)), RandomAdjustSharpness(2.0, 1.0), RandomEqualize(1.0)]
+
+
+@pytest.mark.parametrize("flip", [RandomHorizontalFlip(1.0), RandomVerticalFlip(1.0)], ids=["horizontal", "vertical"])
+@pytest.mark.parametrize("before", [*MOVING, *STILL], ids=lambda stage: type(stage).__name__)
+def test_a_flip_mirrors_what_the_stages_before_it_made(before: Any, flip: Any) -> None:
+    """Whether it rides in the crop launch, which it must not after a stage that treats places unlike."""
+    images = [smooth(np.random.default_rng(seed), 40, 50) for seed in range(6)]
+    given = dict(sample_ids=np.arange(6))
+    plain = Pipeline([RandomResizedCrop(SIZE), before, SCALE], seed=3)(images, **given)["image"]
+    pipeline = Pipeline([RandomResizedCrop(SIZE), before, flip, SCALE], seed=3)
+    mirrored = plain.flip(-1 if isinstance(flip, RandomHorizontalFlip) else -2)
+    assert bool(pipeline.programs[0].chain.flips) == (before in STILL)
+    assert float((pipeline(images, **given)["image"] - mirrored).abs().max()) <= 2e-6  # sums in another order
+
+
+@pytest.mark.parametrize("flip", [RandomHorizontalFlip(0.5), RandomVerticalFlip(0.5)], ids=["horizontal", "vertical"])
+def test_a_flip_may_be_the_last_stage_of_all(flip: Any) -> None:
+    """Behind a Normalize it rides; behind a box erased after it, it moves the normalised values as they are."""
+    images = [smooth(np.random.default_rng(seed), 40, 50) for seed in range(8)]
+    given = dict(sample_ids=np.arange(8))
+    start = [RandomResizedCrop(SIZE), ColorJitter(0.4), Normalize()]
+    erased = Pipeline([*start, RandomErasing(1.0, value=(-3.0, 0.5, 2.0))])(images, **given)["image"]
+    pipeline = Pipeline([*start, RandomErasing(1.0, value=(-3.0, 0.5, 2.0)), flip])
+    got = pipeline(images, **given)["image"]
+    flipped = [bool(row[-1, 0]) for row in pipeline.plan(images, **given).steps[""][0]]
+    mirrored = erased.flip(-1 if isinstance(flip, RandomHorizontalFlip) else -2)
+    assert set(flipped) == {True, False}
+    assert all(torch.equal(got[i], (mirrored if each else erased)[i]) for i, each in enumerate(flipped))
+    assert Pipeline([*start, flip]).programs[0].chain.flips
 
 
 def smooth(rng: np.random.Generator, height: int, width: int) -> torch.Tensor:

@@ -52,6 +52,7 @@ BAD_CROPS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: crop(size=-4), ValueError, "size must be 1 pixel or more, got -4"),
     (lambda: crop(size=(8, 0)), ValueError, "size must be 1 pixel or more, got (8, 0)"),
     (lambda: crop(size="224"), TypeError, SIZE_KIND + "'224'"),
+    (lambda: crop(size=b"ab"), TypeError, SIZE_KIND + "b'ab'"),
     (lambda: crop(size=True), TypeError, SIZE_KIND + "True"),
     (lambda: crop(size=None), TypeError, SIZE_KIND + "None"),
     (lambda: crop(size=224.0), TypeError, SIZE_KIND + "224.0"),
@@ -271,7 +272,7 @@ BAD_PIPELINES: list[tuple[Any, type[Exception], str]] = [
         "pipelines['image'][2] names the crops ['0'], but those of MultiCropRandomResizedCrop have no names",
     ),
     (
-        [NAMED, MultiCropPipeline({"b": [NORMALIZE, ToDtype(torch.uint8)]})],
+        [NAMED, NORMALIZE, MultiCropPipeline({"b": [ToDtype(torch.uint8)]})],
         TypeError,
         "pipelines['image'], crop 'b': ToDtype(uint8) takes uint8 images, got torch.float32",
     ),

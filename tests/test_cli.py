@@ -329,7 +329,9 @@ def test_the_sheet_has_each_image_once_below_its_own_source(tmp_path, shown):
     crop_stage, named_stages = demo.dino_stages()
     for position, sample_id in enumerate(ids):
         assert torch.equal(shown["sources"][position], decoded[sample_id]["image"])
-    crops = crop_stage.__class__(crop_stage.crops, seed=0)(shown["sources"], sample_ids=ids)
+    crops = crop_stage.__class__(crop_stage.crops, seed=0, return_boxes=True)(shown["sources"], sample_ids=ids)
+    for name in CROPS:  # a box is drawn where the sheet is given one
+        assert torch.equal(shown["batch"][f"{name}_box"], crops[f"{name}_box"])
     flipped = shown["batch"]["local_3_flip"].view(-1, 1, 1, 1)
     assert len(named_stages.pipelines) == len(CROPS)
     assert torch.equal(shown["batch"]["local_3"], torch.where(flipped, crops["local_3"].flip(-1), crops["local_3"]))

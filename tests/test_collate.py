@@ -20,6 +20,7 @@ CPU = torch.device("cpu")
         ([np.float64(1.5)], torch.tensor([1.5])),
         ([True, False], torch.tensor([True, False])),
         ([np.ones(2, np.float32)] * 2, torch.ones(2, 2)),
+        ([np.ones(2, ">f4")] * 2, torch.ones(2, 2)),
         ([torch.ones(2)] * 2, torch.ones(2, 2)),
         (["a", "b"], ["a", "b"]),
         ([b"a"], [b"a"]),

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Iterator
 
 import numpy as np
@@ -338,6 +339,8 @@ def test_an_image_smaller_than_its_centre_crop_is_named() -> None:
         CenterCrop(32)(images)
     assert caught.value.index == 1
     assert isinstance(caught.value, ValueError)
+    again = pickle.loads(pickle.dumps(caught.value))  # one that cannot be made again ends a pool of processes
+    assert (str(again), again.index) == (str(caught.value), 1)
     assert CenterCrop(32)(images[:1]).shape == (1, 3, 32, 32)
     with pytest.raises(ImageSizeError, match="resize=256 needs images less thin"):
         sample_geometry(CenterCrop(224, resize=256), np.array([[1, 10**7]], np.int32), None)

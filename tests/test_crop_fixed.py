@@ -30,6 +30,8 @@ from slipstream.crop import (
     sample_geometry,
 )
 from slipstream.crop_fixed import CORNERS
+from slipstream.pipeline import Pipeline
+from slipstream.stage_flip import RandomHorizontalFlip
 
 SHAPES = [(40, 53), (53, 40), (33, 33), (32, 91), (90, 31), (64, 47), (35, 32), (301, 100)]
 
@@ -89,6 +91,13 @@ def test_corner_crops_of_a_resized_image_are_torchvisions(
         expected = v2.functional.ten_crop(whole, [20, 23])
         for crop, (one, other) in enumerate(zip(found, expected, strict=True)):
             assert torch.equal(one[index], other), (index, crop)
+
+
+def test_a_random_flip_turns_flipped_crops_back(images: list[np.ndarray]) -> None:
+    tensors = [torch.from_numpy(image).permute(2, 0, 1) for image in images]
+    plain = TenCrop(16, resize=20)(tensors)
+    flipped = Pipeline([TenCrop(16, resize=20), RandomHorizontalFlip(1.0)])(tensors)["image"]
+    assert all(torch.equal(a.flip(-1), b) for a, b in zip(plain, flipped, strict=True))
 
 
 def test_the_crops_of_a_list_keep_its_options() -> None:

@@ -9,8 +9,10 @@ from litdata.streaming.writer import BinaryWriter
 from litdata.types import Text
 from PIL import Image
 
+from slipstream import RandomResizedCrop, SlipstreamLoader
 from slipstream.dataset import SlipstreamDataset
 from slipstream.decode import DecodeError
+from slipstream.source_fields import PickleRefusedError
 from slipstream.source_folder import FolderSource
 
 
@@ -116,8 +118,11 @@ def test_changing_the_given_indices_later_changes_nothing(chunks):
         ({"local_dir": "{0}", "indices": [-1]}, IndexError, "indices: sample id -1"),
         ({"local_dir": "{0}", "indices": [0.5]}, TypeError, r"indices must be a flat sequence of ints, got \[0.5\]"),
         ({"local_dir": "{0}", "indices": [True]}, TypeError, "indices must be"),
-        ({"local_dir": "{0}", "max_pixels": 0}, ValueError, "max_pixels must be a whole number > 0, got 0"),
-        ({"local_dir": "{0}", "max_pixels": 1.5}, ValueError, "max_pixels must be"),
+        ({"local_dir": "{0}", "max_pixels": 0}, ValueError, "max_pixels must be 1 or more, got 0"),
+        ({"local_dir": "{0}", "max_pixels": 1.5}, TypeError, "max_pixels must be an int, got 1.5"),
+        ({"local_dir": 7}, TypeError, "local_dir must be a path, got 7"),
+        ({"remote_dir": b"/data"}, TypeError, "remote_dir must be a path, got b'/data'"),
+        ({"local_dir": "{0}", "cache_dir": 7}, TypeError, "cache_dir must be a path, got 7"),
         ({"source": 7}, TypeError, "source must be a path, an s3:// URL or a Source, got int"),
         ({"source": [1, 2]}, TypeError, "got list"),
     ],
@@ -128,6 +133,11 @@ def test_bad_arguments_are_refused_when_the_dataset_is_made(chunks, photos, argu
     }
     with pytest.raises(error, match=message):
         SlipstreamDataset(**filled)
+
+
+def test_numpys_ints_are_as_good_as_pythons(photos):
+    data = SlipstreamDataset(photos, max_pixels=np.int64(10**6), indices=[np.int32(1)])
+    assert data.max_pixels == 10**6 and data[np.int64(0)] == SlipstreamDataset(photos)[1]
 
 
 def test_options_of_paths_are_refused_beside_a_source_object(photos):
@@ -167,6 +177,23 @@ def test_pickled_datasets_and_loader_workers_read_the_same(chunks, photos):
         assert list(pickle.loads(pickle.dumps(dataset))) == first
         loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=1)
         assert list(loader) == first
+
+
+def test_a_loader_refuses_a_pickled_field_at_next_unless_it_is_excluded(tmp_path):
+    data = SlipstreamDataset(write(tmp_path, [{"image": jpeg(n), "extra": {n}} for n in range(4)]))
+    options = {"pipelines": {"image": RandomResizedCrop(8)}, "device": "cpu", "verbose": False}
+    with SlipstreamLoader(data, 2, **options) as loader:
+        batches = iter(loader)
+        for _ in range(2):  # each batch by itself
+            with pytest.raises(
+                PickleRefusedError, match=r"field 'extra' .* exclude_fields=\['extra'\].*allow_pickle=True"
+            ):
+                next(batches)
+    with SlipstreamLoader(data, 2, exclude_fields=["extra"], **options) as loader:
+        assert [list(batch) for batch in loader] == [["image", "_indices"]] * 2
+    trusted = SlipstreamDataset(tmp_path, allow_pickle=True)
+    with SlipstreamLoader(trusted, 4, **options) as loader:
+        assert next(iter(loader))["extra"] == [{0}, {1}, {2}, {3}]
 
 
 def test_a_pickled_field_is_refused_when_it_is_read(tmp_path):

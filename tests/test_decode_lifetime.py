@@ -208,6 +208,30 @@ def test_a_forked_child_is_refused_and_does_not_hang():
     decoder.close()
 
 
+ENDS = """
+import os, signal, sys
+from decode_samples import decode, jpegs, make_decoder
+
+decoder = make_decoder()
+if sys.argv[1] == "used":
+    batch = decode(decoder, jpegs(3))
+child = os.fork()
+if not child:
+    signal.alarm(20)
+    sys.exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.parametrize("state", ["made", "used"])
+def test_a_forked_child_with_its_parents_decoder_ends_as_any_other(state):
+    """DALI ends all pipelines with the interpreter: the parent's, whose threads are not there, hung or crashed it."""
+    command = [sys.executable, "-W", "ignore", "-c", ENDS, state]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout.strip(), done.returncode) == ("7", 0), done.stderr
+
+
 def test_importing_does_not_load_dali():
     code = "import sys, slipstream.decode; sys.exit('nvidia.dali' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy.stats import chi2
 
+from slipstream import RandomResizedCrop
 from slipstream.draws import Draws, fresh_sample_ids, stream_key
 
 IDS = np.arange(64)
@@ -33,6 +34,19 @@ def correlation_bound(n: int) -> float:
 def test_key_is_the_documented_hash():
     digest = hashlib.blake2b(b"-2a:crop", digest_size=8).digest()
     assert stream_key(-42, "crop") == int.from_bytes(digest, "little")
+
+
+def test_ids_on_both_sides_of_the_sign_bit_are_ids():
+    """numpy makes floats of such a list."""
+    ids = [5, 2**63 + 5, np.uint64(2**64 - 1)]
+    expected = Draws(1, np.array(ids, np.uint64), 0).words(0)
+    assert np.array_equal(Draws(1, ids, 0).words(0), expected)
+    images = torch.arange(3 * 3 * 9 * 9).to(torch.uint8).view(3, 3, 9, 9)
+    crop = RandomResizedCrop(4)
+    assert torch.equal(crop(images, sample_ids=ids), crop(images, sample_ids=np.array(ids, np.uint64)))
+    for wrong in ([2**63, 1.0], [2**63, -1], [2**63, True, 2**64]):
+        with pytest.raises(TypeError, match="sample_ids must be whole numbers"):
+            Draws(1, wrong, 0)
 
 
 def test_keys_of_unlike_seeds_and_streams_differ():

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from slipstream_kernels import ops
 from slipstream_kernels.programs import count_launches
+from slipstream_kernels.schedule import join_programs, plan_launches
 
 from slipstream import (
     ColorJitter,
@@ -19,17 +21,21 @@ from slipstream import (
     PILGaussianBlur,
     Pipeline,
     RandAugment,
+    RandomApply,
     RandomAutocontrast,
+    RandomChoice,
     RandomEqualize,
     RandomErasing,
     RandomGrayscale,
     RandomHorizontalFlip,
+    RandomOrder,
     RandomResizedCrop,
     RandomRotation,
     RandomSolarize,
     ToDtype,
     presets,
 )
+from slipstream.chain import Chain, Section
 from slipstream.explain import every_program, explain, launches
 
 JITTER = ColorJitter(0.4, 0.4, 0.2, 0.1, p=0.8)
@@ -84,6 +90,89 @@ def test_no_batch_of_a_preset_launches_more(stages: list[Any]) -> None:
         assert all(kind in drawn for kind in kinds), (kinds, most)  # in this order, some left out
 
 
+SHUFFLED = RandomOrder([JITTER, GaussianBlur(9, p=0.5), RandomRotation(30, p=0.5), RandomEqualize(0.5)])
+MANY = [RandomGrayscale(0.5), RandomSolarize(128), RandomErasing()] * 5
+LONG = {
+    "any order": [SHUFFLED],
+    "any order of wide boxes": [RandomOrder([JITTER, PILGaussianBlur((0.1, 5.0))]), Normalize()],
+    "an order inside a choice": [RandomChoice([RandomApply([SHUFFLED]), RandomGrayscale(0.5)])],
+    "five policies": [RandAugment(5)],
+    "a jitter and three policies": [JITTER, RandAugment(3)],
+    "many stages, then a reading": [*MANY, GaussianBlur(9, p=0.5), RandomEqualize(0.5)],
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_no_launch_is_left_out_however_many_programs_there_are(name: str) -> None:
+    pipeline = Pipeline([RandomResizedCrop(24), *LONG[name]], seed=1)
+    plan = pipeline.draw(np.full((8000, 2), 40, np.int32), np.arange(8000), 0)
+    assert [each.kind for each in launches(pipeline)][2:] == count_launches([steps[0] for steps in plan.steps.values()])
+
+
+@pytest.mark.parametrize(
+    "stages", [[RandomOrder([GaussianBlur(9), RandomEqualize(1.0), *[RandomGrayscale(0.5)] * 5])], [SHUFFLED] * 3]
+)
+def test_an_order_of_many_stages_is_not_short_of_a_launch(stages: list[Any]) -> None:
+    """Too many orders to go through: more launches may be said than there are."""
+    pipeline = Pipeline([RandomResizedCrop(24), *stages], seed=1)
+    plan = pipeline.draw(np.full((3000, 2), 40, np.int32), np.arange(3000), 0)
+    said = iter([each.kind for each in launches(pipeline)])
+    assert all(kind in said for kind in count_launches([plan.steps[""][0]]))
+
+
+ORDER = RandomOrder([JITTER, GaussianBlur(3, p=0.5), RandomEqualize()])
+CHOICE = RandomChoice([RandomGrayscale(), RandomApply([GaussianBlur(3), RandomEqualize(1.0)])])
+WIDE = PILGaussianBlur((0.1, 5.0), p=0.5)
+STRETCHED = [RandomAutocontrast(), RandomEqualize(), RandomErasing(), WIDE]
+UNLIKE = [  # b and c begin at their neighbours, which is their first pass alone and their second beside a
+    {"a": [JITTER, JITTER, CHOICE, BF16], "b": [JITTER], "c": [WIDE, ORDER, BF16]},
+    {"a": [CHOICE], "b": [GaussianBlur(5, p=0.5), *STRETCHED], "c": [WIDE, RandomGrayscale(), *STRETCHED, BF16]},
+]
+
+
+def section_of(chain: Chain) -> Section:
+    (section,) = chain.steps
+    assert isinstance(section, Section)
+    return section
+
+
+def test_a_stage_inside_another_need_not_be_one_of_ours() -> None:
+    class Blur:
+        def slots(self) -> tuple[tuple[int, ...], ...]:
+            return ((ops.GAUSSIAN_BLUR,),)
+
+        def sample_program(self, draws: Any, size: tuple[int, int]) -> np.ndarray:
+            return GaussianBlur(3).sample_program(draws, size)
+
+    for stage in (RandomApply([Blur()], 0.5), RandomOrder([RandomGrayscale(), Blur()])):  # type: ignore[list-item]
+        kinds = [each.kind for each in launches(Pipeline([RandomResizedCrop(24), stage]))]
+        assert "blur" in kinds
+
+
+@pytest.mark.parametrize("stages", UNLIKE)
+def test_a_launch_names_every_stage_that_some_image_has_in_it(stages: dict[str, list[Any]]) -> None:
+    crops = {name: dict(size=16) for name in stages}
+    pipeline = Pipeline([MultiRandomResizedCrop(crops), MultiCropPipeline(stages)], seed=1)
+    plan = pipeline.draw(np.full((4000, 2), 40, np.int32), np.arange(4000), 0)
+    drawn = [plan.steps[name][0] for name in stages]
+    owners = {each.name: every_program(section_of(each.chain))[1] for each in pipeline.programs}
+    joined = join_programs(drawn)
+    schedule, said = plan_launches(joined), launches(pipeline)[2:]
+    assert [each.kind for each in said] == [each.kind for each in schedule.launches]
+    crop_of = np.repeat(np.arange(len(stages)), [len(each) for each in drawn])
+    for launch, words in zip(schedule.launches, said, strict=True):
+        for crop, name in enumerate(stages):
+            found = set()
+            images = launch.images[crop_of[launch.images] == crop]
+            for image in images.tolist():
+                first, end = schedule.passes[image, launch.number].tolist()
+                if launch.kind in ("readings", "equalize"):
+                    end = int(schedule.read_at[image, launch.number]) + 1
+                rows = np.flatnonzero(joined[image, first:end, 0]) + first - joined.shape[1] + drawn[crop].shape[1]
+                found |= {type(stages[name][owners[name][row]]).__name__ for row in rows}
+            assert found <= set(words.stages.get(name, ())), (launch.kind, launch.number, name)
+
+
 def test_crops_of_unlike_chains_share_what_they_can() -> None:
     """A crop that begins with its blur waits for the other's launch; one of Pillow's has its own."""
     crops = {"a": dict(size=24), "b": dict(size=16), "c": dict(size=8)}
@@ -134,13 +223,20 @@ def test_own_stages_and_copies() -> None:
     assert "a: darker (what it does itself)" in text
 
 
+def test_copies_are_read_as_the_shared_stages_leave_them() -> None:
+    copies = [NamedCopies(["a", "b"]), MultiCropPipeline({"a": [RandomErasing()], "b": [RandomHorizontalFlip()]})]
+    for shared, size in (([], 1), ([RandomGrayscale()], 1), ([BF16], 2), ([RandomGrayscale(), BF16], 2)):
+        copy, pixels = launches(Pipeline([RandomResizedCrop(16), *shared, *copies]))[-2:]
+        assert (copy.kind, copy.read, copy.written) == ("copy", *[3 * 256 * size] * 2)
+        assert (pixels.kind, pixels.read, pixels.written) == ("pixels", *[3 * 256 * size] * 2)
+
+
 def test_names_that_count_on_are_one_run() -> None:
     line = explain(Pipeline(presets.dinov2())).splitlines()[1]
     assert "global_0, global_1, local_0 ... local_7" in line
 
 
 def test_every_program_has_each_operation_and_none() -> None:
-    (section,) = pipeline_of([RandAugment(2)]).programs[0].chain.steps
-    program, owners = every_program(section)
+    program, owners = every_program(section_of(pipeline_of([RandAugment(2)]).programs[0].chain))
     assert owners == [0, 0]
     assert len(np.unique(program[:, 0, 0])) > 8 and (program[..., 0] == 0).any()

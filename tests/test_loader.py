@@ -259,6 +259,14 @@ def test_an_image_field_without_a_pipeline_is_decoded(make, dataset: SlipstreamD
         assert image.dtype == torch.uint8 and np.array_equal(image.numpy(), expected)
 
 
+def test_decode_images_is_the_datasets_own_matter(make, dataset: SlipstreamDataset) -> None:
+    decoded = SlipstreamDataset(dataset.source, decode_images=True)
+    assert decoded[0]["image"].dtype == torch.uint8
+    assert_same_samples(
+        by_id(make(named(), seed=8)), by_id(make(named(), seed=8, data=decoded)), ["global_0", "local_0"]
+    )
+
+
 def test_batches_stay_as_they_are_while_others_are_made(make) -> None:
     batches = list(make())
     copies = [[image.clone() for image in batch["image"]] for batch in batches]
@@ -339,59 +347,6 @@ def test_slipstream_device_sets_the_default(monkeypatch, dataset: SlipstreamData
     monkeypatch.setenv("SLIPSTREAM_DEVICE", "gpu")
     with pytest.raises(ValueError, match="SLIPSTREAM_DEVICE"):
         SlipstreamLoader(dataset, 2, verbose=False)
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        (dict(batch_size=0), ValueError, "batch_size must be 1 or more, got 0"),
-        (dict(batch_size="8"), TypeError, "batch_size must be an int"),
-        (dict(shuffle=1), TypeError, "shuffle must be True, False or"),
-        (dict(seed=0.5), TypeError, "seed must be an int"),
-        (dict(prefetch=0), ValueError, "prefetch must be 1 or more"),
-        (dict(num_threads=0), ValueError, "num_threads must be 1 or more"),
-        (dict(device="tpu"), ValueError, "device must be"),
-        (dict(device="meta"), ValueError, "device must be"),
-        (dict(backend="cuda"), ValueError, "backend must be one of None, 'triton', 'cpu'"),
-        (dict(backend="triton"), RuntimeError, "TRITON_INTERPRET=1"),
-        (dict(exclude_fields=["pth"]), ValueError, "exclude_fields names 'pth'.*'path'"),
-        (dict(exclude_fields="path"), TypeError, "exclude_fields must be a list"),
-        (dict(exclude_fields=None), TypeError, "exclude_fields must be a list of field names, got None"),
-        (dict(exclude_fields=["image"]), ValueError, "pipelines names 'image', which exclude_fields leaves out"),
-        (dict(pipelines={"img": RandomResizedCrop(8)}), ValueError, r"pipelines names 'img'.*\['image'\]"),
-        (dict(pipelines={"label": RandomResizedCrop(8)}), ValueError, "pipelines names 'label'"),
-        (dict(pipelines=[RandomResizedCrop(8)]), TypeError, "pipelines must be a dict"),
-        (dict(pipelines={"image": []}), TypeError, "must begin with a crop stage"),
-        (dict(pipelines={"image": [Normalize()]}), TypeError, "must begin with a crop stage"),
-        (
-            dict(pipelines={"image": MultiRandomResizedCrop({"label": dict(size=8)})}),
-            ValueError,
-            "'label', which is also a field",
-        ),
-        (dict(pipelines={"image": MultiRandomResizedCrop({"_indices": dict(size=8)})}), ValueError, "'_indices'"),
-        (dict(pipelines={"image": MultiRandomResizedCrop({"_valid": dict(size=8)})}), ValueError, "'_valid'"),
-        (
-            dict(pipelines={"image": [MultiRandomResizedCrop({"a": dict(size=8)}), MultiCropPipeline({"b": []})]}),
-            ValueError,
-            r"names 'b'; allowed are \['a'\]",
-        ),
-    ],
-)
-def test_bad_arguments_are_refused_when_the_loader_is_made(make, change, error, message) -> None:
-    options = {"batch_size": 4, "pipelines": {"image": RandomResizedCrop(8)}, **change}
-    with pytest.raises(error, match=message):
-        make(**options)
-
-
-def test_crops_of_one_name_in_two_fields_are_refused(make, pictures: list[np.ndarray]) -> None:
-    crops = MultiRandomResizedCrop({"a": dict(size=8)})
-    with pytest.raises(ValueError, match=r"pipelines\['mask'\] gives 'a'"):
-        make(data=two_fields(pictures), pipelines={"image": crops, "mask": crops})
-
-
-def test_what_is_no_dataset_is_refused(make) -> None:
-    with pytest.raises(TypeError, match="dataset must be a SlipstreamDataset"):
-        make(data=[1, 2, 3])
 
 
 def test_verbose_prints_one_line(make, capsys) -> None:

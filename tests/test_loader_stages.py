@@ -24,6 +24,8 @@ from slipstream import (
     SlipstreamDataset,
     SlipstreamLoader,
 )
+from slipstream.batch_stage import batch_stage_keys
+from slipstream.draws import Draws
 
 FLOATS = [RandomResizedCrop(16), Normalize()]
 
@@ -80,6 +82,17 @@ def test_what_mixing_drew_is_in_the_plan(dataset: SlipstreamDataset) -> None:
     (params,) = batch["_plan"]["_batch_stages"]
     again = stage.apply(other, params)
     assert torch.equal(again["image"], batch["image"]) and torch.equal(again["label"], batch["label"])
+
+
+def test_mixing_is_drawn_anew_in_each_epoch(dataset: SlipstreamDataset) -> None:
+    stage = MixUp(num_classes=3, alpha=1.0)
+    (key,) = batch_stage_keys([stage], 5)
+    with make(dataset, FLOATS, batch_stages=[stage], return_plan=True) as loader:
+        for epoch in (0, 1):
+            for batch in loader:
+                (params,) = batch["_plan"]["_batch_stages"]
+                draws = Draws(key, batch["_indices"].numpy(), epoch)
+                assert np.array_equal(params["lam"], stage.sample_params(draws, [(16, 16)])["lam"])
 
 
 def test_the_mixing_number_is_the_samples_whatever_the_batch(dataset: SlipstreamDataset) -> None:

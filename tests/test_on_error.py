@@ -116,6 +116,13 @@ def test_skipped_samples_shorten_their_batch_alone(clean) -> None:
     assert "_valid" not in batches[0]
 
 
+def test_padding_stays_marked_where_a_sample_before_it_is_skipped() -> None:
+    with make(Damaged({17: "torn"}), on_error="skip", tail="pad", batch_size=8) as loader:
+        *_, last = loader
+    assert last["_indices"].tolist() == [16, 18, 19, 0, 1, 2, 3]
+    assert last["_valid"].tolist() == [True] * 3 + [False] * 4
+
+
 def test_a_batch_of_bad_samples_alone_is_empty() -> None:
     source = Damaged({4: "torn", 5: "text", 6: "unreadable", 7: "small"})
     with make(source, on_error="skip") as loader:

@@ -8,14 +8,19 @@ import torch
 
 from slipstream import (
     ColorJitter,
+    GaussianBlur,
     MultiCropPipeline,
     MultiRandomResizedCrop,
     NamedCopies,
     Normalize,
     Pipeline,
+    RandomApply,
+    RandomEqualize,
+    RandomErasing,
     RandomGrayscale,
     RandomHorizontalFlip,
     RandomResizedCrop,
+    RandomVerticalFlip,
     ToDtype,
 )
 
@@ -123,6 +128,21 @@ def test_what_a_stage_after_it_cannot_take_is_named(images: list[torch.Tensor]) 
             Pipeline([RandomResizedCrop(24), own, ColorJitter(0.4), Normalize()])(images, sample_ids=IDS)
 
 
+def test_a_stage_that_is_drawn_for_a_size_refuses_another(images: list[torch.Tensor]) -> None:
+    """A flip to the right of what is there would show nothing; what has no place takes any size."""
+
+    def left_half(images: torch.Tensor) -> torch.Tensor:
+        return images[..., :12]
+
+    for stage in (RandomHorizontalFlip(1.0), RandomErasing(1.0), RandomApply([RandomErasing()])):
+        with pytest.raises(
+            ValueError, match=r"was drawn for crops of 24 x 24 \(height x width\), got 24 x 12: a stage"
+        ):
+            Pipeline([RandomResizedCrop(24), left_half, stage])(images, sample_ids=IDS)
+    free = [left_half, ColorJitter(0.4), RandomEqualize(), GaussianBlur(5), Normalize()]
+    assert Pipeline([RandomResizedCrop(24), *free])(images, sample_ids=IDS)["image"].shape == (4, 3, 24, 12)
+
+
 def test_bad_ones_are_named(images: list[torch.Tensor]) -> None:
     class Short(RandomShade):
         def sample_params(self, draws) -> np.ndarray:
@@ -148,13 +168,19 @@ def test_bad_ones_are_named(images: list[torch.Tensor]) -> None:
 
 
 def test_it_works_on_named_crops_without_a_loader(images: list[torch.Tensor]) -> None:
-    crops = {"a": dict(size=16), "b": dict(size=8)}
-    stages = {"a": [RandomShade(), Normalize()], "b": [half]}
-    together = Pipeline([MultiRandomResizedCrop(crops), MultiCropPipeline(stages)], seed=3)(images, sample_ids=IDS)
-    apart = MultiCropPipeline(stages, seed=3)(
-        MultiRandomResizedCrop(crops, seed=3)(images, sample_ids=IDS), sample_ids=IDS
-    )
-    assert all(torch.equal(together[name], apart[name]) for name in crops)
+    """Beside stages of ours or by itself, in any epoch."""
+    crops = {"a": dict(size=16), "b": dict(size=8), "c": dict(size=12), "d": dict(size=12)}
+    stages = {"a": [RandomShade(), Normalize()], "b": [half], "c": [RandomShade(), RandomGrayscale(0.5)]}
+    stages["d"] = [RandomHorizontalFlip(), RandomVerticalFlip(), RandomGrayscale(0.5), half]
+    pipeline, before = Pipeline([MultiRandomResizedCrop(crops), MultiCropPipeline(stages)], seed=3), None
+    for epoch in (0, 2):
+        given = dict(sample_ids=IDS, epoch=epoch)
+        together = pipeline(images, **given)
+        cut = MultiRandomResizedCrop(crops, seed=3)(images, **given)
+        apart = MultiCropPipeline(stages, seed=3)(cut, **given)
+        assert all(torch.equal(together[name], apart[name]) for name in crops)
+        assert before is None or not torch.equal(before, together["a"])
+        before = together["a"]
 
 
 COPIES = [
@@ -196,6 +222,53 @@ def test_a_function_that_works_in_place_spoils_no_copy(images: list[torch.Tensor
     own = MultiCropPipeline({"a": [darken], "c": [RandomGrayscale(1.0)]})
     copies = Pipeline([RandomResizedCrop(24), NamedCopies(["a", "b", "c"]), own])(images, sample_ids=IDS)
     assert not copies["a"].any() and copies["b"].any() and copies["c"].any()
+
+
+SCALE = ToDtype(torch.float32, scale=True)
+BF16 = ToDtype(torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("shared", "own"),
+    [
+        ([], [ColorJitter(0.4), Normalize(), BF16]),
+        ([RandomGrayscale(0.5)], [RandomGrayscale(0.5), Normalize(), BF16]),
+        ([Normalize()], [RandomErasing(1.0), BF16]),
+        ([ColorJitter(0.4), Normalize()], [BF16]),
+        ([SCALE], [ColorJitter(0.4), BF16]),
+        ([half], [Normalize(), RandomErasing(1.0), BF16]),
+    ],
+)
+def test_a_copys_stages_take_what_the_shared_ones_give(images: list[torch.Tensor], shared: list, own: list) -> None:
+    """And the same stages in one list without copies, or called on what the shared ones gave, take it too."""
+    copied = [RandomResizedCrop(24), *shared, NamedCopies(["a", "b"]), MultiCropPipeline({"a": own})]
+    found = Pipeline(copied)(images, sample_ids=IDS)
+    assert found["a"].dtype == torch.bfloat16
+    assert Pipeline([RandomResizedCrop(24), *shared, *own])(images, sample_ids=IDS)["image"].dtype == torch.bfloat16
+    apart = MultiCropPipeline({"a": own})({"a": found["b"]}, sample_ids=IDS)
+    assert torch.equal(apart["a"], found["a"])
+
+
+def test_what_a_copys_stage_cannot_take_is_refused_when_the_pipeline_is_made() -> None:
+    for shared, own, message in (
+        ([Normalize()], ColorJitter(0.4), r"crop 'a': ColorJitter takes images in \[0, 1\]: put it before Normalize"),
+        ([ColorJitter(0.4), Normalize()], GaussianBlur(3), "crop 'a': GaussianBlur takes images in"),
+        ([Normalize()], ToDtype(torch.uint8), r"crop 'a': ToDtype\(uint8\) takes uint8 images, got torch.float32"),
+        ([SCALE], ToDtype(torch.uint8), r"ToDtype\(uint8\) takes uint8 images"),
+        ([half, Normalize()], ToDtype(torch.uint8), r"ToDtype\(uint8\) takes uint8 images"),
+        ([ToDtype(torch.float32)], RandomGrayscale(), "RandomGrayscale takes images in"),  # of 0 to 255
+    ):
+        with pytest.raises(TypeError, match=message):
+            Pipeline([RandomResizedCrop(8), *shared, NamedCopies(["a", "b"]), MultiCropPipeline({"a": [own]})])
+
+
+def test_stages_that_fit_nowhere_are_refused_when_they_are_named() -> None:
+    """What fits on bytes, or on floats, or may fit after a function is left to the pipeline."""
+    for stages in ([Normalize(), ColorJitter(0.4)], [RandomGrayscale(), Normalize(), GaussianBlur(3)]):
+        with pytest.raises(TypeError, match=r"pipelines\['a'\]: .* takes images in \[0, 1\]: put it before Normalize"):
+            MultiCropPipeline({"b": [], "a": stages})
+    fitting = [[ColorJitter(0.4), BF16], [ToDtype(torch.float32)], [ToDtype(torch.uint8)], [Normalize(), half, SCALE]]
+    assert len(MultiCropPipeline(dict(zip("abcd", fitting, strict=True))).pipelines) == 4
 
 
 def test_copies_that_cannot_be(images: list[torch.Tensor]) -> None:

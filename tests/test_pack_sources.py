@@ -215,6 +215,15 @@ def test_litdata_rows_of_arrow_tables_tuples_and_leaves_left_out(tmp_path):
     assert StreamingDataset(str(tmp_path / "d"))[4]["meta.path"] == "4.jpg" == packed[4]["meta.path"]
 
 
+def test_a_none_that_litdata_cannot_store_is_an_error_that_names_the_field(tmp_path):
+    samples = [{**sample, "label": n if n != 5 else None} for n, sample in enumerate(photos(9))]
+    write(tmp_path / "old", samples)
+    with pytest.raises(ReadError, match=r"sample 5 .*'label' is None, .* as int; exclude_fields=\['label'\] leaves it"):
+        pack(tmp_path / "old", tmp_path / "a", progress=False)
+    pack(tmp_path / "old", tmp_path / "b", exclude_fields=["label"], progress=False)
+    assert StreamingDataset(str(tmp_path / "b"))[5]["path"] == "class/5.jpg"
+
+
 def test_a_pickle_is_carried_over_and_not_run(tmp_path):
     class Loud:
         def __reduce__(self):

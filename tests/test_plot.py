@@ -216,7 +216,7 @@ def test_lists_of_crops_are_named_as_their_boxes_are():
     ("call", "message"),
     [
         (lambda: show_batch([]), "images must hold at least one image"),
-        (lambda: show_batch(batch_of(1, 4), nrow=0), "nrow must be at least 1, got 0"),
+        (lambda: show_batch(batch_of(1, 4), nrow=0), "nrow must be 1 or more, got 0"),
         (
             lambda: show_batch(torch.zeros(2, 4, 5, 5)),
             r"images must be \[C, H, W\] with C 1 or 3 .*got shape \[4, 5, 5\]",
@@ -235,6 +235,39 @@ def test_lists_of_crops_are_named_as_their_boxes_are():
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: show_batch(None), r"images must be images \[C, H, W\], got NoneType"),
+        (lambda: show_batch([Image.new("RGB", (4, 4))]), r"images must be decoded images .*, got Image"),
+        (lambda: show_batch(batch_of(1, 4), nrow="8"), "nrow must be an int, got '8'"),
+        (lambda: plot_crops({"a": batch_of(2, 4)}, samples=2.5), "samples must be an int, got 2.5"),
+        (lambda: plot_crops({"a": batch_of(2, 4)}, samples="2"), "samples must be an int, got '2'"),
+    ],
+)
+def test_arguments_of_the_wrong_type_are_named(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+@pytest.mark.filterwarnings("error")
+def test_arrays_generators_and_numpys_ints_are_as_good():
+    batch = batch_of(4, 8)
+    expected = pictures(show_batch(batch, nrow=2))
+    flipped = [image.numpy()[:, ::-1, ::-1].copy()[:, ::-1, ::-1] for image in batch]
+    read_only = np.frombuffer(batch.numpy().tobytes(), np.uint8).reshape(batch.shape)
+    for images in (flipped, read_only, (image for image in batch)):
+        for mine, theirs in zip(pictures(show_batch(images, nrow=np.int64(2))), expected, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+    for samples in (np.int64(2), torch.tensor([0, 1]), range(2)):
+        assert len(pictures(plot_crops({"a": batch}, samples=samples))) == 2
+
+
+def test_names_and_titles_are_text_and_no_formulas():
+    rendered(show_batch(batch_of(1, 8), title="$x_{$"))
+    rendered(plot_crops({"$a_{$": batch_of(1, 8)}))
 
 
 def test_encoded_images_are_refused_with_the_way_to_decode_them():

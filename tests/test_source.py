@@ -2,6 +2,7 @@ import contextlib
 import multiprocessing
 import os
 import pickle
+import re
 import threading
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from litdata.streaming.dataset import StreamingDataset
+from litdata.streaming.serializers import JsonLeaf
 from litdata_samples import edit_index, jpeg, maps_of, photos, plain, write
 from PIL import Image
 
@@ -108,6 +110,21 @@ def test_field_names_and_kinds(tmp_path, sample, names):
     assert [len(source.read(range(5), name)) for name in names] == [5] * len(names)
 
 
+def test_a_view_is_handed_out_with_its_first_and_last_page_read(tmp_path):
+    """So that it is not whoever decodes who waits for the disk."""
+    write(tmp_path, [bytes(24 << 20)] * 2, chunk_size=2)
+
+    def resident() -> int:
+        parts = re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text())
+        ours = [part for part in parts if str(tmp_path) in part.partition("\n")[0]]
+        return sum(int(number) for part in ours for number in re.findall(r"Rss:\s+(\d+) kB", part))
+
+    (view,) = open_litdata(tmp_path, in_place=True).read([1], "data")
+    before = resident()
+    assert view[0] == view[-1] == 0 and resident() == before
+    assert view[len(view) // 2] == 0 and resident() > before  # the measure sees a page that was not
+
+
 class Evil:
     def __init__(self, path):
         self.path = path
@@ -142,9 +159,20 @@ def test_plain_values_are_read_from_pickles(protocol):
         assert type(mine) is type(value.item())
 
 
+def test_a_none_between_numpys_numbers_is_read(tmp_path):
+    """litdata wraps it in a class of its own before it pickles it."""
+    labels = [np.int64(4), None, np.int64(5)]
+    folder = write(tmp_path / "set", [{"image": jpeg(i), "label": label} for i, label in enumerate(labels)])
+    source = open_litdata(folder, in_place=True)
+    assert b"JsonLeaf" in source.read([1], "label")[0].tobytes()
+    assert source.values(range(3), "label") == [4, None, 5]
+
+
 @pytest.mark.parametrize(
     "data",
     [
+        pickle.dumps(JsonLeaf({1, 2})),
+        pickle.dumps([JsonLeaf(1)]),
         pickle.dumps(np.zeros(3)),
         pickle.dumps(Path("x")),
         pickle.dumps(np.dtype("i4")),

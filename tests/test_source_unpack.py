@@ -9,6 +9,7 @@ from litdata.streaming import compression, framed_zstd
 from litdata.streaming import writer as litdata_writer
 from litdata_samples import edit_index, photos, plain, write
 
+from slipstream import RandomResizedCrop, SlipstreamDataset, SlipstreamLoader
 from slipstream.source import ReadError
 from slipstream.source_litdata import open_litdata
 
@@ -94,6 +95,44 @@ def test_rows_that_litdata_stored_as_an_arrow_table_are_unpacked(tmp_path, zstd_
         expected = [sample["size"]["w"] if field == "size.w" else sample[field] for sample in samples]
         assert source.values(range(7), field) == expected
     assert source.fields["image"] == "image"
+
+
+def test_what_some_rows_of_an_arrow_table_lack_is_none(tmp_path):
+    """litdata's own reader gives None; the chunk's other fields and samples are as they were."""
+    pytest.importorskip("pyarrow")
+    named = tmp_path / "list.txt"  # litdata pickles a text that names a file
+    named.touch()
+    optional = {"n": 3, "x": 0.5, "yes": True, "text": "a", "size": {"w": 1}, "tags": ["b"], "data": b"c"}
+    samples = [
+        {
+            **sample,
+            "file": str(named),
+            "late": i - 1 or None,
+            "later": None if i < 2 else "z",
+            **(optional if i % 2 else {}),
+        }
+        for i, sample in enumerate(photos(6), 1)
+    ]
+    folder = write(tmp_path / "set", samples)
+    assert (folder / "chunk-0-0.bin").read_bytes().endswith(b"LDARW01\0")
+    source = open_litdata(folder, in_place=True, cache_dir=tmp_path / "cache")
+    assert [source.fields[name] for name in ("file", "late", "later", "n")] == ["pickle", "pickle", "pickle", "int"]
+    assert [view.tobytes() for view in source.read(range(6))] == [sample["image"] for sample in samples]
+    for field in ("label", "file", "late", "later", "n", "x", "yes", "text", "tags"):
+        assert source.values(range(6), field) == [sample.get(field) for sample in samples], field
+    assert source.values(range(6), "size.w") == [1, None] * 3
+    assert source.values(range(6), "data") == [b"c", b""] * 3  # all that bytes can say
+
+
+def test_a_row_without_its_image_is_a_bad_sample(tmp_path):
+    pytest.importorskip("pyarrow")
+    samples = photos(4)
+    samples[2]["image"] = None
+    data = SlipstreamDataset(write(tmp_path / "set", samples), cache_dir=tmp_path / "cache")
+    pipelines = {"image": RandomResizedCrop(8)}
+    with SlipstreamLoader(data, 4, pipelines=pipelines, on_error="skip", device="cpu", verbose=False) as loader:
+        (batch,) = loader
+    assert batch["_indices"].tolist() == [0, 1, 3] and batch["label"].tolist() == [0, 1, 0]
 
 
 def test_an_arrow_table_without_pyarrow_is_a_clear_error(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from slipstream_kernels import ops
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from slipstream import (
@@ -119,6 +120,16 @@ def test_jitter_draws_torchvisions_law() -> None:
     assert len(counts) == 24
     expected = len(program) / 24
     assert ((counts - expected) ** 2 / expected).sum() < 49.7  # chi-square, 23 degrees of freedom, p = 1e-3
+
+
+@pytest.mark.parametrize("amount", [0.4, 1.0, 1.7, (0.3, 0.6), [1.0, 2.5]])
+def test_the_ranges_of_factors_are_torchvisions(amount) -> None:
+    ours, theirs = ColorJitter(amount, amount, amount), v2.ColorJitter(amount, amount, amount)
+    for name in ("brightness", "contrast", "saturation"):
+        assert getattr(ours, name) == pytest.approx(tuple(getattr(theirs, name)))
+    assert ColorJitter(1.0, additive_brightness=True).brightness == (-1.0, 1.0)
+    with pytest.raises(ValueError, match=r"brightness must be \(low, high\) with -1 <= low <= high, got 1.5"):
+        ColorJitter(1.5, additive_brightness=True)
 
 
 def test_fixed_order_and_additive_brightness() -> None:
@@ -264,6 +275,15 @@ def test_the_interpreter_agrees_with_the_cpu(scenes: list[np.ndarray]) -> None:
 def test_bad_parameters_are_refused_when_made(make, error, message) -> None:
     with pytest.raises(error, match=message):
         make()
+
+
+def test_a_solarize_threshold_is_the_bytes_own_value() -> None:
+    """torchvision's on bytes, at every threshold: a byte that is the threshold is inverted, the one below it not."""
+    image = torch.arange(256, dtype=torch.uint8).repeat(3).reshape(1, 3, 16, 16)
+    for threshold in range(256):
+        got = RandomSolarize(threshold, 1.0)(image, sample_ids=[0])
+        assert torch.equal(got, functional.solarize(image, threshold)), threshold
+    assert torch.equal(RandomSolarize(256, 1.0)(image, sample_ids=[0]), image)
 
 
 def test_the_plan_says_in_words_what_a_sample_gets(scenes: list[np.ndarray]) -> None:

@@ -3,9 +3,10 @@
 A program is float32 [K, 16]: each row an operation's code and its parameters, run in order, so that every image can
 have its own operations in its own order; NOTHING takes no effect. A byte becomes a float32 by a product with
 float32(1/255), as in torchvision v2's to_dtype, and values stay float32 in [0, 1] between operations (NORMALIZE leaves
-that range: only ERASE and another NORMALIZE may follow). The formulas are torchvision v2's float functionals, each
-clamped to [0, 1] as there. Most take a pixel by itself; STATISTICS need a reading of the whole image first, NEIGHBOURS
-read other pixels, so what comes before them must have been written: a program is run in passes (split_passes).
+that range: only ERASE, another NORMALIZE and a WARP to the nearest pixel may follow). The formulas are torchvision v2's
+float functionals, each clamped to [0, 1] as there. Most take a pixel by itself; STATISTICS need a reading of the whole
+image first, NEIGHBOURS read other pixels, so what comes before them must have been written: a program is run in passes
+(split_passes).
 """
 
 from __future__ import annotations
