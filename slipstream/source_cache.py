@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import errno
+import logging
 import os
 import threading
 import time
@@ -30,6 +31,11 @@ _OPEN_TRIES = 3
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _REMEMBERED = 60.0
 _TOUCH_AFTER = 2.0
+# Of a file that came whole, by what its origin said, and yet is not as it should be.
+_FETCH_TRIES = 3
+_FIRST_WAIT = 0.1
+
+_log = logging.getLogger(__name__)
 
 
 def default_cache_dir() -> str:
@@ -356,6 +362,18 @@ class CachedFiles(ABC):
     def __getstate__(self) -> dict[str, Any]:
         # A copy, perhaps on another machine, meets failures of its own.
         return {**self.__dict__, "_failures": {}, "_touched": {}, "_swept": False}
+
+
+def made_again(make: Callable[[], T], part: str) -> T:
+    """make(), which writes to `part`, and again, with back-off, where what came is wrong (ValueError)."""
+    for attempt in range(1, _FETCH_TRIES):
+        try:
+            return make()
+        except ValueError as error:
+            _log.info("%s; try %d of %d follows", error, attempt + 1, _FETCH_TRIES)
+        remove_parts(part)
+        time.sleep(_FIRST_WAIT * 2 ** (attempt - 1))
+    return make()
 
 
 def _nothing(_: int) -> None:

@@ -7,25 +7,20 @@ import hashlib
 import logging
 import os
 import struct
-import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from .daemon import in_threads
-from .source_cache import CachedFiles
+from .source_cache import CachedFiles, made_again
 from .source_cache_limit import UNPACKED
 from .source_index import Chunk, Index, parse_index
-from .source_locks import remove_parts
 from .source_unpack import has_rows_only, unpack
 
 _PARALLEL_STATS = 16
 _STATS = 64  # files that one thread asks for in a row
 _COPY_BYTES = 1 << 20
-# Of a chunk that came whole, by what the origin said, and yet does not fit the index.
-_FETCH_TRIES = 3
-_FIRST_WAIT = 0.1
 
 _log = logging.getLogger(__name__)
 
@@ -168,16 +163,7 @@ class ChunkStore(CachedFiles):
         return self.open(0, lambda path: _first_item(LocalOrigin(os.path.dirname(path)), os.path.basename(path)))
 
     def _make(self, number: int, part: str, on_bytes: Callable[[int], object] | None) -> tuple[str, str]:
-        for attempt in range(1, _FETCH_TRIES + 1):
-            try:
-                return self._make_once(number, part, on_bytes)
-            except ValueError as error:
-                if attempt == _FETCH_TRIES:
-                    raise
-                _log.info("%s; try %d of %d follows", error, attempt + 1, _FETCH_TRIES)
-            remove_parts(part)
-            time.sleep(_FIRST_WAIT * 2 ** (attempt - 1))
-        raise AssertionError("the tries have an end")
+        return made_again(lambda: self._make_once(number, part, on_bytes), part)
 
     def _make_once(self, number: int, part: str, on_bytes: Callable[[int], object] | None) -> tuple[str, str]:
         """Fetch and unpack the chunk, as `_make`. ValueError if it is not as its index says."""

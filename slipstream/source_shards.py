@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from .source_cache import CachedFiles
+from .source_cache import CachedFiles, made_again
 from .source_s3 import S3Origin
 
 T = TypeVar("T")
@@ -151,10 +151,14 @@ class S3Shards(CachedFiles):
 
     def _make(self, number: int, part: str, on_bytes: Callable[[int], object] | None) -> tuple[str, str]:
         shard = self.shards[number]
-        self._origin.fetch(shard.name, part, on_bytes)
-        size = os.stat(part).st_size
-        if size != shard.n_bytes:
-            raise ValueError(f"{self.place(number)} gave {size} bytes of {shard.n_bytes}")
+
+        def fetch() -> None:
+            self._origin.fetch(shard.name, part, on_bytes)
+            size = os.stat(part).st_size
+            if size != shard.n_bytes:
+                raise ValueError(f"{self.place(number)} gave {size} bytes of {shard.n_bytes}")
+
+        made_again(fetch, part)
         # Written anew between the listing and now, it may be a mixture of two.
         if self._origin.stamp(shard.name) != shard.stamp:
             raise ValueError(f"{self.place(number)} has changed since the set was opened: open it again")
@@ -169,23 +173,20 @@ class _Bucket(S3Origin):
     """An S3Origin that can list the objects right below its prefix."""
 
     def list(self) -> list[Shard]:
-        found = []
-        try:
+        def ask() -> list[Shard]:
             pages = self._connect().get_paginator("list_objects_v2")
-            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix, Delimiter="/"):
-                found += [
-                    Shard(name=item["Key"][len(self._prefix) :], n_bytes=item["Size"], stamp=item["ETag"])
-                    for item in page.get("Contents", ())
-                ]
-        except Exception as error:
-            raise self._explained(error, "") from None
-        return found
+            return [
+                Shard(name=item["Key"][len(self._prefix) :], n_bytes=item["Size"], stamp=item["ETag"])
+                for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix, Delimiter="/")
+                for item in page.get("Contents", ())
+            ]
+
+        return self._persistently("", ask)
 
     def stamp(self, name: str) -> str:
-        try:
-            return self._connect().head_object(Bucket=self._bucket, Key=self._prefix + name)["ETag"]
-        except Exception as error:
-            raise self._explained(error, name) from None
+        return self._persistently(
+            name, lambda: self._connect().head_object(Bucket=self._bucket, Key=self._prefix + name)["ETag"]
+        )
 
 
 def _matching(found: list[Shard], patterns: list[str] | None, extension: str, place: str) -> tuple[Shard, ...]:
