@@ -153,14 +153,14 @@ class ChunkStore(CachedFiles):
         # Of a wholly compressed chunk the index gives the size that it unpacks to.
         return super()._total(numbers) if self.index.compression != "chunk" else None
 
-    def first_item(self) -> bytes:
-        """The bytes of sample 0, without fetching its whole chunk where it is stored as it is."""
+    def early_item(self, number: int) -> bytes:
+        """The bytes of an item of the first chunk, without fetching all of it where it is stored as it is."""
         name = self.index.chunks[0].name
         if self.index.compression is None and not self.is_ready(0):
-            item = _first_item(self.origin, name)
+            item = _item(self.origin, name, number)
             if item:
                 return item
-        return self.open(0, lambda path: _first_item(LocalOrigin(os.path.dirname(path)), os.path.basename(path)))
+        return self.open(0, lambda path: _item(LocalOrigin(os.path.dirname(path)), os.path.basename(path), number))
 
     def _make(self, number: int, part: str, on_bytes: Callable[[int], object] | None) -> tuple[str, str]:
         return made_again(lambda: self._make_once(number, part, on_bytes), part)
@@ -193,11 +193,12 @@ class ChunkStore(CachedFiles):
         self.origin.close()
 
 
-def _first_item(origin: Origin, name: str) -> bytes:
-    head = origin.read(name, 0, 12)
-    if len(head) < 12:
-        raise ValueError(f"chunk {name!r} has {len(head)} bytes: too short for a chunk")
-    start, stop = struct.unpack_from("<II", head, 4)
+def _item(origin: Origin, name: str, number: int) -> bytes:
+    at = 4 + 4 * number
+    ends = origin.read(name, at, at + 8)
+    if len(ends) < 8:
+        raise ValueError(f"chunk {name!r} has {at + len(ends)} bytes: too short for a chunk")
+    start, stop = struct.unpack("<II", ends)
     return origin.read(name, start, stop) if stop > start else b""
 
 

@@ -58,8 +58,8 @@ class TableSource:
         if kind != "bytes":
             return kind
         rows = BytesColumn(self._files.first_rows(field))
-        first = next((data for data in rows if data is not None), b"")
-        return "image" if is_image(first) else "bytes"
+        # Any of them, as the image of one may be damaged.
+        return "image" if any(is_image(data) for data in rows if data is not None) else "bytes"
 
     def __len__(self) -> int:
         return int(self._ends[-1])

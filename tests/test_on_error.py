@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from litdata_samples import plain, write
 from PIL import Image
 
 from slipstream import (
@@ -205,6 +207,26 @@ def test_a_source_that_gives_no_arrays_is_told(policy: str) -> None:
             pytest.raises(TypeError, match=rf"{type(source).__name__}.read must give a list of 4 uint8 arrays.*{got}"),
         ):
             next(iter(loader))
+
+
+@pytest.mark.parametrize("data", [b"", b"no image at all"])
+@pytest.mark.parametrize("kind", ["litdata", "parquet"])
+def test_a_first_sample_without_an_image_is_one_bad_sample(tmp_path: Path, kind: str, data: bytes) -> None:
+    """The bytes of the first samples tell whether a field holds images: one of them must not end the run."""
+    files = [data, *Damaged({}).files[:6]]
+    if kind == "litdata":
+        write(tmp_path / "set", plain([{"image": each, "path": f"{n}"} for n, each in enumerate(files)]))
+        place = tmp_path / "set"
+    else:
+        place = tmp_path / "set.parquet"
+        rows = [{"image": {"bytes": each, "path": None}, "path": f"{n}"} for n, each in enumerate(files)]
+        pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        pq.write_table(pa.Table.from_pylist(rows), place)
+    with SlipstreamLoader(
+        SlipstreamDataset(place), 4, pipelines={"image": CROPS}, on_error="replace", device="cpu", verbose=False
+    ) as loader:
+        assert [batch["_valid"].tolist() for batch in loader] == [[False, True, True, True], [True] * 3]
+        assert [number for number, _, _ in loader.report().bad] == [0]
 
 
 def test_bad_policies_are_refused() -> None:
