@@ -67,6 +67,13 @@ class Shards(Protocol):
     def close(self) -> None: ...
 
 
+def marks_of(shards: Iterable[Shard]) -> list[tuple[str, int]]:
+    """Each shard's name below the folder that all are in, and its size: the same wherever the set lies."""
+    found = [(shard.name, shard.n_bytes) for shard in shards]
+    folder = os.path.commonpath([os.path.dirname(name) for name, _ in found])
+    return [(name.removeprefix(folder).lstrip("/"), n_bytes) for name, n_bytes in found]
+
+
 class LocalShards:
     """Files of this machine, as `find_files` gives them."""
 

@@ -10,7 +10,7 @@ import numpy as np
 from .header import is_image
 from .source import ReadError, as_ids, check_field
 from .source_arrow_values import BytesColumn, array_of, kind_of, python_of, why_missing
-from .source_shards import LocalShards
+from .source_shards import LocalShards, marks_of
 
 
 class Files(Protocol):
@@ -66,7 +66,7 @@ class TableSource:
 
     def fingerprint(self) -> str:
         """The same for the same files, wherever they are."""
-        return repr([(shard.name, shard.n_bytes) for shard in self._files.shards.shards])
+        return repr(marks_of(self._files.shards.shards))
 
     def read(self, ids: Sequence[int] | np.ndarray, field: str = "image") -> list[np.ndarray]:
         """Give the field's bytes as read-only uint8 [n_bytes], views over maps for Arrow files; see Source.read.
