@@ -31,7 +31,7 @@ class Origin(Protocol):
     name: str
 
     def identity(self) -> str:
-        """Tell sets apart whose index.json and `name` are equal; enters the cache folder's hash only."""
+        """Tell sets apart whose index.json (read before) and `name` are equal; for the cache folder's hash."""
         ...
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
