@@ -41,7 +41,8 @@ class TableSource:
 
     Every column is a field under its own name: binary columns and `datasets`' struct{bytes, path} are of kind "image"
     or "bytes" by what their first rows hold; numbers, bools and strings are values, lists of numbers arrays, anything
-    else ("json") what pyarrow makes of it. A missing value is None, missing bytes are an error.
+    else ("json") what pyarrow makes of it. A missing value is None (of which a loader makes a bad sample where it is a
+    number or a bool), missing bytes are an error.
     """
 
     def __init__(self, files: Files) -> None:

@@ -229,6 +229,39 @@ def test_a_first_sample_without_an_image_is_one_bad_sample(tmp_path: Path, kind:
         assert [number for number, _, _ in loader.report().bad] == [0]
 
 
+@pytest.mark.parametrize(("kind", "value"), [("int", 5), ("float", 0.5), ("bool", True)])
+def test_a_number_that_is_missing_makes_a_bad_sample(kind: str, value) -> None:
+    """Not a list in place of that batch's tensor, which would end the training step, or MixUp."""
+
+    class Unlabelled(Damaged):
+        def __init__(self) -> None:
+            super().__init__({}, 10)
+            self.fields = {"image": "image", "label": kind, "text": "str"}
+
+        def values(self, ids, field):
+            return [None if i in (5, 7) else value if field == "label" else "" for i in ids]
+
+    mixing = [MixUp(7, crops=["a"])] if kind == "int" else []
+    with make(Unlabelled(), on_error="skip", batch_stages=mixing) as loader:
+        batches = list(loader)
+        assert [len(batch["label"]) for batch in batches] == [4, 2, 2]
+        assert all(isinstance(batch["label"], torch.Tensor) for batch in batches)
+        reason = "'label' is missing; exclude_fields=['label'] leaves it unread"
+        assert loader.report().bad == tuple((n, f"memory:{n}", reason) for n in (5, 7))
+    with make(Unlabelled(), on_error="replace") as loader:
+        batches = list(loader)
+        assert batches[1]["_valid"].tolist() == [True, False, True, False]
+        assert len({batch["label"].dtype for batch in batches}) == 1
+    with make(Unlabelled()) as loader:
+        batches = iter(loader)
+        next(batches)
+        with pytest.raises(ReadError, match=r"sample 5 \(memory:5\): 'label' is missing.*\n.*sample 7 "):
+            next(batches)
+    with make(Unlabelled(), exclude_fields=["label"]) as loader:
+        texts = [text for batch in loader for text in batch["text"]]
+    assert texts == [None if n in (5, 7) else "" for n in range(10)]
+
+
 def test_bad_policies_are_refused() -> None:
     with pytest.raises(
         ValueError, match="on_error must be one of 'raise', 'replace', 'skip', 'resample', got 'ignore'"
