@@ -28,6 +28,8 @@ T = TypeVar("T")
 # Below this many files a fetch shows no bar: a batch that meets one new file is no event.
 BAR_FROM = 4
 _OPEN_TRIES = 3
+# Where a disk has no room, or no number, for one file more: its lock and the file itself may each need one removed.
+_FULL_TRIES = 3
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _REMEMBERED = 60.0
 _TOUCH_AFTER = 2.0
@@ -41,7 +43,8 @@ _log = logging.getLogger(__name__)
 def default_cache_dir() -> str:
     """$SLIPSTREAM_CACHE, or slipstream in $XDG_CACHE_HOME, or ~/.cache/slipstream."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
-    return os.path.expanduser(os.environ.get("SLIPSTREAM_CACHE") or os.path.join(home, "slipstream"))
+    place = os.environ.get("SLIPSTREAM_CACHE") or os.path.join(home, "slipstream")
+    return os.path.abspath(os.path.expanduser(place))
 
 
 def cache_root(cache_dir: str | os.PathLike[str] | None) -> str:
@@ -316,22 +319,23 @@ class CachedFiles(ABC):
         if not self._swept:
             self._swept = True
             sweep(os.path.dirname(target))
-        with only_one(target, on_bytes and (lambda: on_bytes(0))):
-            if self.is_ready(number):
+        full: OSError | None = None
+        for left in reversed(range(_FULL_TRIES)):
+            try:
+                with only_one(target, on_bytes and (lambda: on_bytes(0))):
+                    if not self.is_ready(number):
+                        self._write(number, on_bytes)
                 return
-            for left in (1, 0):
-                try:
-                    self._write(number, on_bytes)
-                    return
-                except OSError as error:
-                    if error.errno == errno.ENOENT and left:  # somebody has removed the folder
-                        os.makedirs(os.path.dirname(target), exist_ok=True)
-                        continue
-                    if error.errno not in DISK_FULL:
-                        raise
-                    full = error
-                if not left or self.limit is None or not self.limit.evict(self.sizes[number]):
-                    break
+            except OSError as error:
+                if error.errno == errno.ENOENT and left:  # somebody has removed the folder
+                    os.makedirs(os.path.dirname(target), exist_ok=True)
+                    continue
+                if error.errno not in DISK_FULL:
+                    raise
+                full = error
+            if not left or self.limit is None or not self.limit.evict(self.sizes[number]):
+                break
+        assert full is not None
         less = "a smaller " if self.limit is not None else ""
         raise OSError(
             full.errno,

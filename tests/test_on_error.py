@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ class Damaged:
         self._refuse(ids, "unreadable")
         return [np.frombuffer(self.files[i], np.uint8) for i in ids]
 
-    def values(self, ids, field):
+    def values(self, ids, field) -> list[Any]:
         if field == "label":
             self._refuse(ids, "label")
             return [int(i) % 7 for i in ids]
@@ -238,7 +239,7 @@ def test_a_number_that_is_missing_makes_a_bad_sample(kind: str, value) -> None:
             super().__init__({}, 10)
             self.fields = {"image": "image", "label": kind, "text": "str"}
 
-        def values(self, ids, field):
+        def values(self, ids, field) -> list[Any]:
             return [None if i in (5, 7) else value if field == "label" else "" for i in ids]
 
     mixing = [MixUp(7, crops=["a"])] if kind == "int" else []

@@ -87,6 +87,12 @@ def test_the_default_cache_folder(images, options, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     open_litdata(URL, storage_options=options).read([0])
     assert cached(tmp_path / "xdg" / "slipstream") == ["chunk-0-0.bin"]
+    monkeypatch.setenv("SLIPSTREAM_CACHE", "near")
+    monkeypatch.chdir(tmp_path)
+    source = open_litdata(URL, storage_options=options)
+    monkeypatch.chdir(tmp_path / "mine")
+    source.read([0])
+    assert cached(tmp_path / "near") == ["chunk-0-0.bin"]
 
 
 def test_prefetch_fetches_once_in_parallel_with_a_bar_and_leaves_no_thread(images, options, tmp_path, capsys):
