@@ -107,15 +107,27 @@ class ChunkStore(CachedFiles):
         def check(first: int) -> None:
             for chunk in chunks[first : first + _STATS]:
                 path = os.path.join(folder, chunk.name)
-                size = os.stat(path).st_size
+                status = os.stat(path)
+                size = status.st_size
                 # A wholly compressed file is judged when it is unpacked: the index gives its size before compression.
                 least = 1 if self.index.compression == "chunk" else chunk.n_bytes
                 if size < least:
                     raise ValueError(f"chunk {path} has {size} bytes, its index says {chunk.n_bytes}: it is cut off")
+                written.append((chunk.name, status.st_mtime_ns))
 
         chunks = self.index.chunks
+        written: list[tuple[str, int]] = []
         # Thousands of chunks on a network's disk, each a question of a millisecond, must not be asked one by one.
         list(in_threads(check, range(0, len(chunks), _STATS), _PARALLEL_STATS))
+        times = dict(written)
+        self._written = np.array([times[chunk.name] for chunk in chunks], np.int64)
+
+    def check_unchanged(self, number: int) -> None:
+        """Raise ValueError for a chunk of a local folder that was written anew since: its samples may be others."""
+        if isinstance(self.origin, LocalOrigin):
+            path = os.path.join(self.origin.folder, self.index.chunks[number].name)
+            if os.stat(path).st_mtime_ns != self._written[number]:
+                raise ValueError(f"chunk {path} has changed since the set was opened: open it again")
 
     def _is_plain(self) -> bool:
         if self.index.compression is not None:
@@ -169,6 +181,7 @@ class ChunkStore(CachedFiles):
         """Fetch and unpack the chunk, as `_make`. ValueError if it is not as its index says."""
         entry, path = self.index.chunks[number], self._target(number)
         self.origin.fetch(entry.name, part, on_bytes)
+        self.check_unchanged(number)
         size = os.stat(part).st_size
         # The index gives a wholly compressed file's size before compression, which unpacking checks.
         if self.index.compression != "chunk" and size < entry.n_bytes:

@@ -189,6 +189,8 @@ class LitDataSource:
 
     def _open(self, chunk: int) -> _Opened:
         data = self._store.open(chunk, map_file)
+        if self._store.folder is None:
+            self._store.check_unchanged(chunk)
         samples, place = self._index.chunks[chunk].samples, self._store.place(chunk)
         if len(data) < 4 * (samples + 2):
             raise ValueError(f"chunk {place} has {len(data)} bytes: too short for {samples} samples")
