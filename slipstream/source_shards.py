@@ -132,9 +132,9 @@ class S3Shards(CachedFiles):
         self.name = url
         folder, _, last = url.rpartition("/")
         patterns = expand_braces(last) if is_pattern(last) or last.endswith(extension) else None
+        self._origin = _Bucket(url if patterns is None else folder, storage_options)  # refuses credentials unseen
         if is_pattern(folder):
             raise ValueError(f"{url}: a pattern may stand after the last '/' only")
-        self._origin = _Bucket(url if patterns is None else folder, storage_options)
         self.shards = _matching(self._origin.list(), patterns, extension, url)
         home = hashlib.blake2b("\0".join((self._origin.name, self._origin.identity())).encode(), digest_size=16)
         sizes = [shard.n_bytes for shard in self.shards]

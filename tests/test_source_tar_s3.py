@@ -196,6 +196,9 @@ def test_what_is_not_in_s3_is_named(bucket, options):
         open_tar("s3://nobody/x", storage_options=options)
     with pytest.raises(ValueError, match="a pattern may stand after the last '/' only"):
         open_tar("s3://shards/{set,b}/x.tar", storage_options=options)
+    with pytest.raises(ValueError, match="credentials go into storage_options") as caught:
+        SlipstreamDataset("s3://AKIAME:very-secret@shards/{set,b}/x.tar")
+    assert "very-secret" not in str(caught.value)
     with pytest.raises(ValueError, match="gs:// is not supported"):
         open_tar("gs://shards/set")
     bucket.put_object(Bucket="shards", Key="set/x.tar.zst", Body=b"")
