@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,6 @@ _PIXELS_A_BYTE |= dict.fromkeys(("webp", "jpeg2000", "gif", "avif", "tiff of byt
 # Of a damaged image whose rest is to be filled in.
 _GREY_PIXELS_A_BYTE = 512
 
-# By process: a lock that another thread held at a fork stays locked in the child.
-_pillow_locks: dict[int, threading.Lock] = {}
-
 
 def decode_with_pillow(
     data: np.ndarray, *, max_pixels: int | None = None, apply_exif: bool = False, truncated: str = "fail"
@@ -48,11 +45,8 @@ def decode_with_pillow(
     """
     if truncated not in TRUNCATED:
         raise ValueError(f"truncated must be one of {', '.join(map(repr, TRUNCATED))}, got {truncated!r}")
-    # Pillow warns of large and oddly made images; where users turn warnings into errors that would fail a good sample.
-    # catch_warnings changes state of the whole process, hence the lock.
-    lock = _pillow_locks.setdefault(os.getpid(), threading.Lock())
-    with lock, warnings.catch_warnings(), _leniency(truncated == "grey"):
-        warnings.simplefilter("ignore")
+    # By process: what another thread had begun at a fork never ends in the child.
+    with _settings.setdefault(os.getpid(), _Settings()).held(lenient=truncated == "grey"):
         Image.init()  # loads the plugins once; which ones there are depends on how Pillow was built
         formats = [name for name in _PILLOW_FORMATS if name in Image.OPEN]
         stream = io.BytesIO(data)  # pyright: ignore[reportArgumentType]  (its stubs know no buffers before Python 3.12)
@@ -93,26 +87,47 @@ def check_size(
         raise ValueError(f"{says}, which {n_bytes} bytes of {format} cannot hold")
 
 
-class _HereOnly:
-    """A truth that one thread sees; to all others it is what it was before."""
+class _Settings:
+    """Pillow's and Python's settings while images are decoded: of the whole process, so several threads share them.
 
-    def __init__(self, here: bool, elsewhere: Any) -> None:
-        self._here = here
-        self._elsewhere = elsewhere
-        self._where = (os.getpid(), threading.get_ident())
+    Warnings are ignored, as Pillow warns of large and oddly made images, and where users turn warnings into errors that
+    would fail a good sample. ImageFile.LOAD_TRUNCATED_IMAGES, Pillow's only way to leniency, is a truth of each thread
+    that decodes; to all others it is what it was before, and users set that too: strict must stay strict then.
+    """
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._lenient: dict[int, bool] = {}  # by thread
+        self._elsewhere: Any = False
+        self._before = contextlib.ExitStack()
 
     def __bool__(self) -> bool:
-        return self._here if self._where == (os.getpid(), threading.get_ident()) else bool(self._elsewhere)
+        lenient = self._lenient.get(threading.get_ident()) if self._pid == os.getpid() else None
+        return bool(self._elsewhere) if lenient is None else lenient
+
+    @contextlib.contextmanager
+    def held(self, *, lenient: bool) -> Iterator[None]:
+        """Decode in this thread."""
+        with self._lock:
+            if not self._lenient:
+                self._before.enter_context(warnings.catch_warnings())
+            # Each time: somebody may have set them meanwhile.
+            warnings.simplefilter("ignore")
+            own: Any = self
+            if ImageFile.LOAD_TRUNCATED_IMAGES is not own:
+                self._elsewhere = ImageFile.LOAD_TRUNCATED_IMAGES
+                ImageFile.LOAD_TRUNCATED_IMAGES = own
+            self._lenient[threading.get_ident()] = lenient
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._lenient[threading.get_ident()]
+                if not self._lenient:
+                    self._before.close()
+                    if ImageFile.LOAD_TRUNCATED_IMAGES is own:
+                        ImageFile.LOAD_TRUNCATED_IMAGES = self._elsewhere
 
 
-@contextmanager
-def _leniency(lenient: bool) -> Iterator[None]:
-    # Pillow knows no other way to it than a variable of its module, and users set that: strict must stay strict then.
-    before: Any = ImageFile.LOAD_TRUNCATED_IMAGES
-    own: Any = _HereOnly(lenient, before)
-    ImageFile.LOAD_TRUNCATED_IMAGES = own
-    try:
-        yield
-    finally:
-        if ImageFile.LOAD_TRUNCATED_IMAGES is own:  # else somebody has set it meanwhile
-            ImageFile.LOAD_TRUNCATED_IMAGES = before
+_settings: dict[int, _Settings] = {}

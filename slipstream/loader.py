@@ -30,7 +30,7 @@ from .progress import tell_compiling
 from .sampler_windowed import WindowedSampler, make_sampler
 from .shares import Shares, choose_ranks, choose_tail, distributed_ranks
 from .state import fingerprint, make_state, read_state
-from .workers import CLOSED, Drawn, Resources, Work, end_from_any_thread, finish
+from .workers import Drawn, Resources, Work, end_from_any_thread, finish
 
 _log = logging.getLogger("slipstream")
 
@@ -280,6 +280,7 @@ class _Epoch:
         self._work = work
         self._progress = progress
         self._left = len(progress.shares)
+        self.made: tuple[int, Any] | None = None  # the number of a batch, and what will be handed out
         weakref.finalize(self, end_from_any_thread, work.stop)
 
     def __iter__(self) -> _Epoch:
@@ -295,19 +296,25 @@ class _Epoch:
             if self._loader._progress is self._progress:
                 self._loader._progress = None  # the next state is the next epoch's beginning
             raise StopIteration
-        made = self._work.batches.get()
-        if made is CLOSED:
-            self._loader._resources.check_usable()
-            raise RuntimeError("this iterator was ended by a newer one of the same loader")
-        self._left -= 1
-        self._progress.steps += 1
-        if isinstance(made, BaseException):
+        # Ctrl-C may come at any call: what was taken stays in `made` until it is counted and handed out.
+        while self.made is None or self.made[0] < self._progress.steps:
+            if not self._work.batches.take(self):
+                self._loader._resources.check_usable()
+                raise RuntimeError("this iterator was ended by a newer one of the same loader")
+        made = self.made[1]
+        if isinstance(made, Drawn):
+            try:
+                made = self._launch(made)
+            except Exception as error:
+                made = error
+        failed = isinstance(made, BaseException)
+        # No call from here on, at whose end Ctrl-C could come.
+        self._left, self._progress.steps, self.made = self._left - 1, self._progress.steps + 1, None
+        if failed:
             try:
                 raise made
             finally:
                 del made  # its traceback has this frame: a cycle that would keep the loader until the collector runs
-        if isinstance(made, Drawn):
-            made = self._launch(made)
         return made
 
     def _launch(self, drawn: Drawn) -> dict[str, Any]:

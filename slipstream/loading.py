@@ -17,11 +17,13 @@ from .fetch_ahead import numbers_of
 from .source import ReadError, Source
 
 if TYPE_CHECKING:
+    from .dataset import SlipstreamDataset
     from .fetch_ahead import FetchAhead
     from .sampler_windowed import Order
     from .workers import Resources
 
 _NO_BYTES = np.zeros(0, np.uint8)
+_NUMBERS = ("int", "float", "bool")
 _EMPTY: dict[str, Any] = {"int": 0, "float": 0.0, "bool": False, "str": ""}
 
 
@@ -95,7 +97,7 @@ def _load(resources: Resources, ids: np.ndarray, valid: np.ndarray) -> Decoded:
         for field in resources.image_fields
     }
     resources.record.add(PARTIAL, _failures(resources, ids, partial))
-    values = {field: source.values(ids, field) for field in resources.other_fields}
+    values = {field: _values(resources.dataset, ids, field) for field in resources.other_fields}
     return Decoded(sample_ids=ids, images=images, values=values, valid=valid)
 
 
@@ -106,7 +108,7 @@ def _load_what_can_be(resources: Resources, ids: np.ndarray, valid: np.ndarray) 
     partial: dict[int, str] = {}
     values = {}
     for field in resources.other_fields:
-        taken, rows = _tolerant(lambda some, field=field: source.values(some, field), ids, reasons)
+        taken, rows = _tolerant(lambda some, field=field: _values(resources.dataset, some, field), ids, reasons)
         values[field] = _filled(taken, rows, len(ids), _empty_value(fields[field], taken))
     images = {}
     for field in resources.image_fields:
@@ -149,6 +151,17 @@ def _read(source: Source, ids: np.ndarray, field: str) -> list[np.ndarray]:
             f"np.frombuffer(data, np.uint8) makes one of bytes"
         )
     return encoded
+
+
+def _values(dataset: SlipstreamDataset, ids: np.ndarray, field: str) -> list[Any]:
+    # ReadError for numbers that are missing: with one, a batch would have a list where others have a tensor.
+    source = dataset.source
+    values = source.values(ids, field)
+    if dataset.fields[field] in _NUMBERS and None in values:
+        missing = [int(number) for number, value in zip(ids, values, strict=True) if value is None]
+        reason = f"{field!r} is missing; exclude_fields=[{field!r}] leaves it unread"
+        raise ReadError([(number, source.describe(number), reason) for number in missing])
+    return values
 
 
 def _tolerant(

@@ -46,8 +46,9 @@ class WindowedSampler:
     """The windowed order of every epoch: a pure function of (seed, epoch, position), as Sampler's.
 
     ends: int64 [C], the number of samples up to and with each chunk. seed: as in `stream_key`. lanes: how many windows
-    are open at a time, of all ranks together; fewer where there is no window of chunks for each. window: how many
-    chunks of the mean size are shuffled together.
+    are open at a time, of all ranks together; a divisor of it where there is no window of chunks for each, so that the
+    ranks that divide it still divide as many lanes as can be. window: how many chunks of the mean size are shuffled
+    together.
     """
 
     ends: np.ndarray
@@ -59,7 +60,8 @@ class WindowedSampler:
 
     def __post_init__(self) -> None:
         self.ends = np.asarray(self.ends, np.int64)
-        self.lanes = max(min(self.lanes, len(self.ends) // self.window), 1)
+        most = max(len(self.ends) // self.window, 1)
+        self.lanes = next(lanes for lanes in range(min(self.lanes, most), 0, -1) if self.lanes % lanes == 0)
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import errno
+import logging
 import os
 import threading
 import time
@@ -27,15 +28,23 @@ T = TypeVar("T")
 # Below this many files a fetch shows no bar: a batch that meets one new file is no event.
 BAR_FROM = 4
 _OPEN_TRIES = 3
+# Where a disk has no room, or no number, for one file more: its lock and the file itself may each need one removed.
+_FULL_TRIES = 3
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _REMEMBERED = 60.0
 _TOUCH_AFTER = 2.0
+# Of a file that came whole, by what its origin said, and yet is not as it should be.
+_FETCH_TRIES = 3
+_FIRST_WAIT = 0.1
+
+_log = logging.getLogger(__name__)
 
 
 def default_cache_dir() -> str:
     """$SLIPSTREAM_CACHE, or slipstream in $XDG_CACHE_HOME, or ~/.cache/slipstream."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
-    return os.path.expanduser(os.environ.get("SLIPSTREAM_CACHE") or os.path.join(home, "slipstream"))
+    place = os.environ.get("SLIPSTREAM_CACHE") or os.path.join(home, "slipstream")
+    return os.path.abspath(os.path.expanduser(place))
 
 
 def cache_root(cache_dir: str | os.PathLike[str] | None) -> str:
@@ -310,22 +319,23 @@ class CachedFiles(ABC):
         if not self._swept:
             self._swept = True
             sweep(os.path.dirname(target))
-        with only_one(target, on_bytes and (lambda: on_bytes(0))):
-            if self.is_ready(number):
+        full: OSError | None = None
+        for left in reversed(range(_FULL_TRIES)):
+            try:
+                with only_one(target, on_bytes and (lambda: on_bytes(0))):
+                    if not self.is_ready(number):
+                        self._write(number, on_bytes)
                 return
-            for left in (1, 0):
-                try:
-                    self._write(number, on_bytes)
-                    return
-                except OSError as error:
-                    if error.errno == errno.ENOENT and left:  # somebody has removed the folder
-                        os.makedirs(os.path.dirname(target), exist_ok=True)
-                        continue
-                    if error.errno not in DISK_FULL:
-                        raise
-                    full = error
-                if not left or self.limit is None or not self.limit.evict(self.sizes[number]):
-                    break
+            except OSError as error:
+                if error.errno == errno.ENOENT and left:  # somebody has removed the folder
+                    os.makedirs(os.path.dirname(target), exist_ok=True)
+                    continue
+                if error.errno not in DISK_FULL:
+                    raise
+                full = error
+            if not left or self.limit is None or not self.limit.evict(self.sizes[number]):
+                break
+        assert full is not None
         less = "a smaller " if self.limit is not None else ""
         raise OSError(
             full.errno,
@@ -356,6 +366,18 @@ class CachedFiles(ABC):
     def __getstate__(self) -> dict[str, Any]:
         # A copy, perhaps on another machine, meets failures of its own.
         return {**self.__dict__, "_failures": {}, "_touched": {}, "_swept": False}
+
+
+def made_again(make: Callable[[], T], part: str) -> T:
+    """make(), which writes to `part`, and again, with back-off, where what came is wrong (ValueError)."""
+    for attempt in range(1, _FETCH_TRIES):
+        try:
+            return make()
+        except ValueError as error:
+            _log.info("%s; try %d of %d follows", error, attempt + 1, _FETCH_TRIES)
+        remove_parts(part)
+        time.sleep(_FIRST_WAIT * 2 ** (attempt - 1))
+    return make()
 
 
 def _nothing(_: int) -> None:

@@ -7,25 +7,20 @@ import hashlib
 import logging
 import os
 import struct
-import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from .daemon import in_threads
-from .source_cache import CachedFiles
+from .source_cache import CachedFiles, made_again
 from .source_cache_limit import UNPACKED
 from .source_index import Chunk, Index, parse_index
-from .source_locks import remove_parts
 from .source_unpack import has_rows_only, unpack
 
 _PARALLEL_STATS = 16
 _STATS = 64  # files that one thread asks for in a row
 _COPY_BYTES = 1 << 20
-# Of a chunk that came whole, by what the origin said, and yet does not fit the index.
-_FETCH_TRIES = 3
-_FIRST_WAIT = 0.1
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +31,7 @@ class Origin(Protocol):
     name: str
 
     def identity(self) -> str:
-        """Tell sets apart whose index.json and `name` are equal; enters the cache folder's hash only."""
+        """Tell sets apart whose index.json (read before) and `name` are equal; for the cache folder's hash."""
         ...
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
@@ -112,15 +107,27 @@ class ChunkStore(CachedFiles):
         def check(first: int) -> None:
             for chunk in chunks[first : first + _STATS]:
                 path = os.path.join(folder, chunk.name)
-                size = os.stat(path).st_size
+                status = os.stat(path)
+                size = status.st_size
                 # A wholly compressed file is judged when it is unpacked: the index gives its size before compression.
                 least = 1 if self.index.compression == "chunk" else chunk.n_bytes
                 if size < least:
                     raise ValueError(f"chunk {path} has {size} bytes, its index says {chunk.n_bytes}: it is cut off")
+                written.append((chunk.name, status.st_mtime_ns))
 
         chunks = self.index.chunks
+        written: list[tuple[str, int]] = []
         # Thousands of chunks on a network's disk, each a question of a millisecond, must not be asked one by one.
         list(in_threads(check, range(0, len(chunks), _STATS), _PARALLEL_STATS))
+        times = dict(written)
+        self._written = np.array([times[chunk.name] for chunk in chunks], np.int64)
+
+    def check_unchanged(self, number: int) -> None:
+        """Raise ValueError for a chunk of a local folder that was written anew since: its samples may be others."""
+        if isinstance(self.origin, LocalOrigin):
+            path = os.path.join(self.origin.folder, self.index.chunks[number].name)
+            if os.stat(path).st_mtime_ns != self._written[number]:
+                raise ValueError(f"chunk {path} has changed since the set was opened: open it again")
 
     def _is_plain(self) -> bool:
         if self.index.compression is not None:
@@ -158,31 +165,23 @@ class ChunkStore(CachedFiles):
         # Of a wholly compressed chunk the index gives the size that it unpacks to.
         return super()._total(numbers) if self.index.compression != "chunk" else None
 
-    def first_item(self) -> bytes:
-        """The bytes of sample 0, without fetching its whole chunk where it is stored as it is."""
+    def early_item(self, number: int) -> bytes:
+        """The bytes of an item of the first chunk, without fetching all of it where it is stored as it is."""
         name = self.index.chunks[0].name
         if self.index.compression is None and not self.is_ready(0):
-            item = _first_item(self.origin, name)
+            item = _item(self.origin, name, number)
             if item:
                 return item
-        return self.open(0, lambda path: _first_item(LocalOrigin(os.path.dirname(path)), os.path.basename(path)))
+        return self.open(0, lambda path: _item(LocalOrigin(os.path.dirname(path)), os.path.basename(path), number))
 
     def _make(self, number: int, part: str, on_bytes: Callable[[int], object] | None) -> tuple[str, str]:
-        for attempt in range(1, _FETCH_TRIES + 1):
-            try:
-                return self._make_once(number, part, on_bytes)
-            except ValueError as error:
-                if attempt == _FETCH_TRIES:
-                    raise
-                _log.info("%s; try %d of %d follows", error, attempt + 1, _FETCH_TRIES)
-            remove_parts(part)
-            time.sleep(_FIRST_WAIT * 2 ** (attempt - 1))
-        raise AssertionError("the tries have an end")
+        return made_again(lambda: self._make_once(number, part, on_bytes), part)
 
     def _make_once(self, number: int, part: str, on_bytes: Callable[[int], object] | None) -> tuple[str, str]:
         """Fetch and unpack the chunk, as `_make`. ValueError if it is not as its index says."""
         entry, path = self.index.chunks[number], self._target(number)
         self.origin.fetch(entry.name, part, on_bytes)
+        self.check_unchanged(number)
         size = os.stat(part).st_size
         # The index gives a wholly compressed file's size before compression, which unpacking checks.
         if self.index.compression != "chunk" and size < entry.n_bytes:
@@ -207,11 +206,12 @@ class ChunkStore(CachedFiles):
         self.origin.close()
 
 
-def _first_item(origin: Origin, name: str) -> bytes:
-    head = origin.read(name, 0, 12)
-    if len(head) < 12:
-        raise ValueError(f"chunk {name!r} has {len(head)} bytes: too short for a chunk")
-    start, stop = struct.unpack_from("<II", head, 4)
+def _item(origin: Origin, name: str, number: int) -> bytes:
+    at = 4 + 4 * number
+    ends = origin.read(name, at, at + 8)
+    if len(ends) < 8:
+        raise ValueError(f"chunk {name!r} has {at + len(ends)} bytes: too short for a chunk")
+    start, stop = struct.unpack("<II", ends)
     return origin.read(name, start, stop) if stop > start else b""
 
 

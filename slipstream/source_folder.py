@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -22,22 +22,26 @@ class FolderSource:
     As in torchvision's ImageFolder each folder right below `folder` is a class, the sorted classes are the labels 0,
     1, ... and a class's images may lie at any depth in it; image files beside the class folders are not part of the
     set. A folder without subfolders is a flat one: its images have no `label`. Raises FileNotFoundError or
-    NotADirectoryError for `folder`, ValueError where it or a class of it holds no image. `scan_seconds` is how long the
-    scan for the files took.
+    NotADirectoryError for `folder`, OSError for a folder below it that cannot be read and for a link to nothing (but an
+    image's, which is a bad sample), ValueError for a link to a folder that holds it, and where `folder` or a class of
+    it holds no image. `scan_seconds` is how long the scan for the files took.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         begin = time.monotonic()
         self._folder = os.path.abspath(os.path.expanduser(folder))
         with os.scandir(self._folder) as entries:
-            self.classes = tuple(sorted(entry.name for entry in entries if entry.is_dir()))
+            found = sorted(entries, key=lambda entry: entry.name)
+        self.classes = tuple(entry.name for entry in found if entry.is_dir())
+        for entry in found:
+            _check_link(entry.path)
         self._paths: list[str] = []
         counts = []
         for name in self.classes:
             self._paths += _images(self._folder, name)
             counts.append(len(self._paths) - sum(counts))
         if not self.classes:
-            self._paths = sorted(name for name in os.listdir(self._folder) if name.lower().endswith(EXTENSIONS))
+            self._paths = [entry.name for entry in found if entry.name.lower().endswith(EXTENSIONS)]
         empty = [name for name, count in zip(self.classes, counts, strict=True) if not count]
         if empty or not self._paths:
             where = f"class folder {empty[0]!r} of {self._folder}" if empty else f"folder {self._folder}"
@@ -120,8 +124,39 @@ class FolderSource:
 
 def _images(folder: str, name: str) -> Iterator[str]:
     """Walk one class in torchvision's order: folders and the files in each sorted by name, links followed."""
-    for base, _, files in sorted(os.walk(os.path.join(folder, name), followlinks=True)):
+    for base, files in sorted(_walk(os.path.join(folder, name))):
         below = os.path.relpath(base, folder)
         for file in sorted(files):
             if file.lower().endswith(EXTENSIONS):
                 yield os.path.join(below, file)
+
+
+def _walk(top: str) -> Iterator[tuple[str, list[str]]]:
+    # What os.walk leaves out in silence, or gives forty times, would be samples that are lost, or come as often.
+    for base, folders, files in os.walk(top, followlinks=True, onerror=_fail):
+        for path in (os.path.join(base, name) for name in folders):
+            if os.path.islink(path) and _leads_back(path, base, top):
+                raise ValueError(f"{path} is a link to a folder that holds it: its images would have no end")
+        for name in files:
+            _check_link(os.path.join(base, name))
+        yield base, files
+
+
+def _leads_back(link: str, base: str, top: str) -> bool:
+    # To a folder that the walk has come through, from `top` to `base`.
+    target = f"{os.path.realpath(link)}/"
+    while not f"{os.path.realpath(base)}/".startswith(target):
+        if base == top:
+            return False
+        base = os.path.dirname(base)
+    return True
+
+
+def _fail(error: OSError) -> NoReturn:
+    raise error
+
+
+def _check_link(path: str) -> None:
+    # A link to an image that is not there is a bad sample; any other may be one to a folder of them.
+    if not path.lower().endswith(EXTENSIONS) and os.path.islink(path) and not os.path.exists(path):
+        raise FileNotFoundError(f"{path} is a link to {os.readlink(path)!r}, which is not there")

@@ -23,13 +23,15 @@ from .source_index import Index
 from .source_s3 import S3Origin
 
 _PAIR = struct.Struct("<II")
+# Samples that tell whether a field of bytes holds images.
+_LOOKED_AT = 4
 
 # A chunk's map, as an array to slice and as a buffer to unpack numbers from.
 _Opened = tuple[np.ndarray, memoryview]
 
 
 class _Kinds(Mapping[str, str]):
-    """Field name -> kind, where a kind that only the bytes can tell is looked up in sample 0 when it is asked for."""
+    """Field name -> kind; one that only the bytes can tell is looked up in the first samples when it is asked for."""
 
     def __init__(self, store: ChunkStore) -> None:
         self._store = store
@@ -46,16 +48,23 @@ class _Kinds(Mapping[str, str]):
         return str(self._kinds[field])
 
     def _look(self) -> None:
-        item = self._store.first_item()
         leaves = self._store.index.leaves
         header = 4 * len(leaves)
-        if len(item) < header:
-            raise _too_short(self._store.place(0))
-        ends = np.cumsum(np.frombuffer(item, "<u4", len(leaves)), dtype=np.int64) + header
-        for (name, data_format), start, stop in zip(leaves, [header, *ends[:-1]], ends, strict=True):
-            if self._kinds[name] is None:
-                other = "pil" if data_format == "pil" else "bytes"
-                self._kinds[name] = "image" if is_image(item[start:stop]) else other
+        formats = {name: data_format for name, data_format in leaves if self._kinds[name] is None}
+        left = set(formats)
+        # More than one, as the image of one may be damaged; of those, few are read where there is no image at all.
+        for number in range(min(_LOOKED_AT, self._store.index.chunks[0].samples)):
+            item = self._store.early_item(number)
+            if len(item) < header:
+                raise _too_short(self._store.place(0), number)
+            ends = np.cumsum(np.frombuffer(item, "<u4", len(leaves)), dtype=np.int64) + header
+            for (name, _), start, stop in zip(leaves, [header, *ends[:-1]], ends, strict=True):
+                if name in left and is_image(item[start:stop]):
+                    left.remove(name)
+            if not left:
+                break
+        others = {name: "pil" if data_format == "pil" else "bytes" for name, data_format in formats.items()}
+        self._kinds |= {name: others[name] if name in left else "image" for name in formats}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._kinds)
@@ -64,8 +73,10 @@ class _Kinds(Mapping[str, str]):
         return len(self._kinds)
 
 
-def _too_short(place: str) -> ValueError:
-    return ValueError(f"chunk {place} cannot be read: its first item is too short for the fields that the index names")
+def _too_short(place: str, number: int = 0) -> ValueError:
+    return ValueError(
+        f"chunk {place} cannot be read: its item {number} is too short for the fields that the index names"
+    )
 
 
 class LitDataSource:
@@ -178,6 +189,8 @@ class LitDataSource:
 
     def _open(self, chunk: int) -> _Opened:
         data = self._store.open(chunk, map_file)
+        if self._store.folder is None:
+            self._store.check_unchanged(chunk)
         samples, place = self._index.chunks[chunk].samples, self._store.place(chunk)
         if len(data) < 4 * (samples + 2):
             raise ValueError(f"chunk {place} has {len(data)} bytes: too short for {samples} samples")

@@ -41,6 +41,8 @@ _FIRST_WAIT = 0.1
 _PATIENCE = 120.0
 _ONE_PART = 1 << 60
 
+INDEX = "index.json"
+
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
@@ -71,9 +73,11 @@ class S3Origin:
         self._lock = ProcessLock()
         self._client: Any = None
         self._pid = 0
+        self._written = ""
 
     def identity(self) -> str:
-        return str(self._options.get("endpoint_url"))
+        # Other labels may leave every number in an index as it was: when it was written tells such sets apart.
+        return f"{self._options.get('endpoint_url')} {self._written}"
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
         window = {} if (start, stop) == (0, None) else {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"}
@@ -81,6 +85,8 @@ class S3Origin:
         def read_once() -> bytes:
             answer = self._connect().get_object(Bucket=self._bucket, Key=self._prefix + name, **window)
             data = answer["Body"].read()
+            if name == INDEX:
+                self._written = str(answer.get("LastModified"))
             # What knows no ranges answers with the whole file.
             return data[start:stop] if window and "ContentRange" not in answer else data
 

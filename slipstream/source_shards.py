@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from .source_cache import CachedFiles
+from .source_cache import CachedFiles, made_again
 from .source_s3 import S3Origin
 
 T = TypeVar("T")
@@ -65,6 +65,13 @@ class Shards(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def marks_of(shards: Iterable[Shard]) -> list[tuple[str, int]]:
+    """Each shard's name below the folder that all are in, and its size: the same wherever the set lies."""
+    found = [(shard.name, shard.n_bytes) for shard in shards]
+    folder = os.path.commonpath([os.path.dirname(name) for name, _ in found])
+    return [(name.removeprefix(folder).lstrip("/"), n_bytes) for name, n_bytes in found]
 
 
 class LocalShards:
@@ -125,9 +132,9 @@ class S3Shards(CachedFiles):
         self.name = url
         folder, _, last = url.rpartition("/")
         patterns = expand_braces(last) if is_pattern(last) or last.endswith(extension) else None
+        self._origin = _Bucket(url if patterns is None else folder, storage_options)  # refuses credentials unseen
         if is_pattern(folder):
             raise ValueError(f"{url}: a pattern may stand after the last '/' only")
-        self._origin = _Bucket(url if patterns is None else folder, storage_options)
         self.shards = _matching(self._origin.list(), patterns, extension, url)
         home = hashlib.blake2b("\0".join((self._origin.name, self._origin.identity())).encode(), digest_size=16)
         sizes = [shard.n_bytes for shard in self.shards]
@@ -151,10 +158,14 @@ class S3Shards(CachedFiles):
 
     def _make(self, number: int, part: str, on_bytes: Callable[[int], object] | None) -> tuple[str, str]:
         shard = self.shards[number]
-        self._origin.fetch(shard.name, part, on_bytes)
-        size = os.stat(part).st_size
-        if size != shard.n_bytes:
-            raise ValueError(f"{self.place(number)} gave {size} bytes of {shard.n_bytes}")
+
+        def fetch() -> None:
+            self._origin.fetch(shard.name, part, on_bytes)
+            size = os.stat(part).st_size
+            if size != shard.n_bytes:
+                raise ValueError(f"{self.place(number)} gave {size} bytes of {shard.n_bytes}")
+
+        made_again(fetch, part)
         # Written anew between the listing and now, it may be a mixture of two.
         if self._origin.stamp(shard.name) != shard.stamp:
             raise ValueError(f"{self.place(number)} has changed since the set was opened: open it again")
@@ -169,23 +180,20 @@ class _Bucket(S3Origin):
     """An S3Origin that can list the objects right below its prefix."""
 
     def list(self) -> list[Shard]:
-        found = []
-        try:
+        def ask() -> list[Shard]:
             pages = self._connect().get_paginator("list_objects_v2")
-            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix, Delimiter="/"):
-                found += [
-                    Shard(name=item["Key"][len(self._prefix) :], n_bytes=item["Size"], stamp=item["ETag"])
-                    for item in page.get("Contents", ())
-                ]
-        except Exception as error:
-            raise self._explained(error, "") from None
-        return found
+            return [
+                Shard(name=item["Key"][len(self._prefix) :], n_bytes=item["Size"], stamp=item["ETag"])
+                for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix, Delimiter="/")
+                for item in page.get("Contents", ())
+            ]
+
+        return self._persistently("", ask)
 
     def stamp(self, name: str) -> str:
-        try:
-            return self._connect().head_object(Bucket=self._bucket, Key=self._prefix + name)["ETag"]
-        except Exception as error:
-            raise self._explained(error, name) from None
+        return self._persistently(
+            name, lambda: self._connect().head_object(Bucket=self._bucket, Key=self._prefix + name)["ETag"]
+        )
 
 
 def _matching(found: list[Shard], patterns: list[str] | None, extension: str, place: str) -> tuple[Shard, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 from .header import is_image
 from .source import ReadError, as_ids, check_field
 from .source_arrow_values import BytesColumn, array_of, kind_of, python_of, why_missing
-from .source_shards import LocalShards
+from .source_shards import LocalShards, marks_of
 
 
 class Files(Protocol):
@@ -41,7 +41,8 @@ class TableSource:
 
     Every column is a field under its own name: binary columns and `datasets`' struct{bytes, path} are of kind "image"
     or "bytes" by what their first rows hold; numbers, bools and strings are values, lists of numbers arrays, anything
-    else ("json") what pyarrow makes of it. A missing value is None, missing bytes are an error.
+    else ("json") what pyarrow makes of it. A missing value is None (of which a loader makes a bad sample where it is a
+    number or a bool), missing bytes are an error.
     """
 
     def __init__(self, files: Files) -> None:
@@ -58,15 +59,15 @@ class TableSource:
         if kind != "bytes":
             return kind
         rows = BytesColumn(self._files.first_rows(field))
-        first = next((data for data in rows if data is not None), b"")
-        return "image" if is_image(first) else "bytes"
+        # Any of them, as the image of one may be damaged.
+        return "image" if any(is_image(data) for data in rows if data is not None) else "bytes"
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def fingerprint(self) -> str:
         """The same for the same files, wherever they are."""
-        return repr([(shard.name, shard.n_bytes) for shard in self._files.shards.shards])
+        return repr(marks_of(self._files.shards.shards))
 
     def read(self, ids: Sequence[int] | np.ndarray, field: str = "image") -> list[np.ndarray]:
         """Give the field's bytes as read-only uint8 [n_bytes], views over maps for Arrow files; see Source.read.

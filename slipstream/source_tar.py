@@ -15,7 +15,7 @@ import numpy as np
 
 from .source import Kept, ReadError, as_ids, check_field, map_file
 from .source_cache import CachedFiles, cache_root
-from .source_shards import LocalShards, S3Shards, Shards, find_files
+from .source_shards import LocalShards, S3Shards, Shards, find_files, marks_of
 from .source_tar_index import BLOCK, TarIndex, index_shards, split_name
 
 EXTENSION = ".tar"
@@ -56,7 +56,7 @@ class TarSource:
 
     def fingerprint(self) -> str:
         """The same for the same tars, wherever they are."""
-        return repr([(shard.name, shard.n_bytes) for shard in self._shards.shards])
+        return repr(marks_of(self._shards.shards))
 
     @property
     def chunk_ends(self) -> np.ndarray:

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -178,40 +179,66 @@ def end_from_any_thread(end: Callable[[], None]) -> None:
 CLOSED = object()
 
 
+class _Holder:
+    made: Any = None
+
+
 class Channel:
-    """A bounded queue that can be closed: then what waits in put and get returns at once, and what it held is gone."""
+    """A bounded queue that can be closed: then what waits in put and get returns at once, and what it held is gone.
+
+    For one thread that puts and one that takes. No lock is held by either, as Ctrl-C may come at any call of the
+    consumer's and leave a lock behind; what wakes the other is a hint, upon which it looks for itself.
+    """
 
     def __init__(self, capacity: int) -> None:
         self._items: deque[Any] = deque()
         self._capacity = capacity
         self.closed = False
-        self._changed = threading.Condition()
+        self._there: SimpleQueue[None] = SimpleQueue()
+        self._room: SimpleQueue[None] = SimpleQueue()
 
     def put(self, item: Any) -> bool:
         """Add an item once there is room; False if the channel is closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self.closed or len(self._items) < self._capacity)
-            if self.closed:
-                return False
-            self._items.append(item)
-            self._changed.notify_all()
-            return True
+        while not self.closed and len(self._items) >= self._capacity:
+            self._room.get()
+        self._items.append(item)
+        if self.closed:
+            self._items.clear()
+            return False
+        _wake(self._there)
+        return True
 
     def get(self) -> Any:
         """Take the oldest item once there is one; CLOSED if the channel is closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self.closed or self._items)
-            if self.closed:
-                return CLOSED
-            item = self._items.popleft()
-            self._changed.notify_all()
-            return item
+        holder = _Holder()
+        return holder.made if self.take(holder) else CLOSED
+
+    def take(self, holder: Any) -> bool:
+        """Move the oldest item, once there is one, to `holder.made`; False if the channel is closed.
+
+        An exception at any point, as Ctrl-C is one, loses none: the item is here, or there, or both.
+        """
+        _wake(self._room)  # a call before may have been interrupted when it had made room
+        while not self.closed:
+            with contextlib.suppress(IndexError):  # there is none, or it was closed just now
+                holder.made = self._items[0]
+                self._items.popleft()
+                _wake(self._room)
+                return True
+            self._there.get()
+        return False
 
     def close(self) -> None:
-        with self._changed:
-            self.closed = True
-            self._items.clear()
-            self._changed.notify_all()
+        self.closed = True
+        self._items.clear()
+        _wake(self._there)
+        _wake(self._room)
+
+
+def _wake(hints: SimpleQueue[None]) -> None:
+    # One is enough: who takes it looks for itself afterwards.
+    if hints.empty():
+        hints.put(None)
 
 
 def decode_batches(
@@ -235,8 +262,8 @@ def decode_batches(
 
 
 def crop_batches(resources: Resources, source: Channel, out: Channel, epoch: int, num_batches: int) -> None:
-    # The second thread: the plan, and on the CPU the crops too.
-    for _ in range(num_batches):
+    # The second thread: the plan, and on the CPU the crops too. Its batches have their numbers.
+    for number in range(num_batches):
         made = source.get()
         if made is CLOSED:
             return
@@ -247,7 +274,7 @@ def crop_batches(resources: Resources, source: Channel, out: Channel, epoch: int
                     made = finish(resources, made)
             except BaseException as error:
                 made = _without_locals(error)
-        if not out.put(made):
+        if not out.put((number, made)):
             return
         del made
 

@@ -23,12 +23,6 @@ from .crop_geometry import resized_sizes
 from .decode_pillow import check_size, decode_with_pillow
 from .header import YUV420, YUV420_MAGIC, YUV420_VERSION, HeaderError, read_header
 
-# Shares of red, green and blue in Y, Cb and Cr, 16 fractional bits, as libjpeg has them (jccolor.c). Those of Cb and of
-# Cr sum to 0, so grey stays grey.
-_TO_Y = (19595, 38470, 7471)
-_TO_CB = (-11059, -21709, 32768)
-_TO_CR = (32768, -27439, -5329)
-
 
 class Planes(NamedTuple):
     """An image's planes, uint8: luma [H, W], blue (Cb) and red (Cr) [ceil(H / 2), ceil(W / 2)]."""
@@ -97,13 +91,14 @@ def encode(pixels: np.ndarray) -> bytes:
     """An RGB image, uint8 [H, W, 3], as it is stored. Raises ValueError for another shape or dtype."""
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
         raise ValueError(f"pixels must be uint8 [H, W, 3] with H, W >= 1, got {pixels.dtype} {list(pixels.shape)}")
-    channels = pixels.transpose(2, 0, 1).astype(np.int32)
-    luma = (_mixed(channels, _TO_Y) + (1 << 15)) >> 16
-    # 16 bits of the shares and 3 for each halving; no sum leaves int32: |sum| <= 12 * 12 * 127.5 * 2**16
-    chroma = (_halved(_halved(_mixed(channels, shares), 0), 1) for shares in (_TO_CB, _TO_CR))
-    blue, red = (((plane + (128 << 22) + (1 << 21)) >> 22).clip(0, 255) for plane in chroma)
-    header = YUV420.pack(YUV420_MAGIC, YUV420_VERSION, *pixels.shape[:2])
-    return b"".join([header, *(plane.astype(np.uint8).tobytes() for plane in (luma, blue, red))])
+    from slipstream_kernels.yuv420_cpu import planes_of_rgb
+
+    height, width = pixels.shape[:2]
+    rows, columns = chroma_size(height, width)
+    data = np.empty(YUV420.size + height * width + 2 * rows * columns, np.uint8)
+    YUV420.pack_into(data.data, 0, YUV420_MAGIC, YUV420_VERSION, height, width)
+    planes_of_rgb(np.ascontiguousarray(pixels), *parse(data))
+    return data.tobytes()
 
 
 def encode_image(
@@ -132,19 +127,3 @@ def decode_image(data: np.ndarray, *, max_pixels: int | None = None, apply_exif:
     if is_yuv420(data):
         return decode(data, max_pixels=max_pixels)
     return decode_with_pillow(data, max_pixels=max_pixels, apply_exif=apply_exif)
-
-
-def _mixed(channels: np.ndarray, shares: tuple[int, int, int]) -> np.ndarray:
-    return shares[0] * channels[0] + shares[1] * channels[1] + shares[2] * channels[2]
-
-
-def _halved(plane: np.ndarray, axis: int) -> np.ndarray:
-    # Eight times the plane at half the length, by the weights (-1, 0, 5, 5, 0, -1) / 8, the edges repeated: nearly the
-    # inverse of the doubling that readers do, so that less is lost than by the mean.
-    pad = [(0, 0), (0, 0)]
-    pad[axis] = (2, 3)
-    wide = np.moveaxis(np.pad(plane, pad, mode="edge"), axis, 0)
-    count = (plane.shape[axis] + 1) // 2
-    outer, inner = wide[0 : 2 * count : 2], wide[2 : 2 * count + 2 : 2]
-    inner_next, outer_next = wide[3 : 2 * count + 3 : 2], wide[5 : 2 * count + 5 : 2]
-    return np.moveaxis(5 * (inner + inner_next) - outer - outer_next, 0, axis)

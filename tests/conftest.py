@@ -101,11 +101,11 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between tries of a store that fails."""
     import botocore.retries.standard
 
-    from slipstream import source_chunks, source_s3
+    from slipstream import source_cache, source_s3
 
     monkeypatch.setattr(botocore.retries.standard.ExponentialBackoff, "delay_amount", lambda *_: 0.01)
     monkeypatch.setattr(source_s3, "_FIRST_WAIT", 0.01)
-    monkeypatch.setattr(source_chunks, "_FIRST_WAIT", 0.01)
+    monkeypatch.setattr(source_cache, "_FIRST_WAIT", 0.01)
 
 
 @pytest.fixture

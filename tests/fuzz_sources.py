@@ -20,7 +20,7 @@ from litdata_samples import write as write_chunks
 from tar_samples import sample
 from tar_samples import write as write_tar
 
-from slipstream import source_chunks
+from slipstream import source_cache
 from slipstream.source import ReadError
 from slipstream.source_fields import PickleRefusedError
 from slipstream.source_litdata import LitDataSource, open_litdata
@@ -153,7 +153,7 @@ class PackedChunks:
         self.index = json.dumps(index)
         (path,) = self.set.glob("chunk*")
         self.name = path.name
-        source_chunks._FIRST_WAIT = 0.0  # between tries of a file that came whole and yet does not fit
+        source_cache._FIRST_WAIT = 0.0  # between tries of a file that came whole and yet does not fit
         self.packed = zstandard.ZstdCompressor(write_checksum=True).compress(path.read_bytes())
         self.turn = itertools.count()
 

@@ -296,3 +296,51 @@ def test_an_interrupted_wait_loses_no_batch() -> None:
         gate.set()
         taken += batches
     assert np.concatenate([batch["_indices"] for batch in taken]).tolist() == list(range(40))
+
+
+def test_interrupts_at_any_instruction_lose_no_batch_and_leave_no_lock() -> None:
+    class Numbers:
+        def __init__(self) -> None:
+            self.fields = {"number": "int"}
+
+        def __len__(self) -> int:
+            return 4000
+
+        def read(self, ids, field="image"):
+            raise KeyError(field)
+
+        def values(self, ids, field) -> list[int]:
+            return [int(number) for number in ids]
+
+        def describe(self, sample_id) -> str:
+            return f"memory:{sample_id}"
+
+        def close(self) -> None:
+            pass
+
+    def strike(_, frame) -> None:
+        while frame is not None:  # but not in this test's own lines
+            if frame.f_code.co_name == "__next__":
+                raise KeyboardInterrupt
+            frame = frame.f_back
+
+    seen: list[int] = []
+    struck = 0
+    before = signal.signal(signal.SIGALRM, strike)
+    try:
+        with SlipstreamLoader(SlipstreamDataset(Numbers()), 1, device="cpu", verbose=False) as loader:
+            batches = iter(loader)
+            signal.setitimer(signal.ITIMER_REAL, 0.001, 0.0007)
+            while len(seen) < 4000:
+                try:
+                    for batch in batches:
+                        seen.append(int(batch["number"][0]))
+                        assert loader.state_dict()["position"] == len(seen)
+                except KeyboardInterrupt:
+                    struck += 1
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert seen == list(range(4000))
+    assert struck > 20

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import logging
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from litdata_samples import plain, write
 from PIL import Image
 
 from slipstream import (
@@ -58,7 +61,7 @@ class Damaged:
         self._refuse(ids, "unreadable")
         return [np.frombuffer(self.files[i], np.uint8) for i in ids]
 
-    def values(self, ids, field):
+    def values(self, ids, field) -> list[Any]:
         if field == "label":
             self._refuse(ids, "label")
             return [int(i) % 7 for i in ids]
@@ -212,6 +215,59 @@ def test_a_source_that_gives_no_arrays_is_told(policy: str) -> None:
             pytest.raises(TypeError, match=rf"{type(source).__name__}.read must give a list of 4 uint8 arrays.*{got}"),
         ):
             next(iter(loader))
+
+
+@pytest.mark.parametrize("data", [b"", b"no image at all"])
+@pytest.mark.parametrize("kind", ["litdata", "parquet"])
+def test_a_first_sample_without_an_image_is_one_bad_sample(tmp_path: Path, kind: str, data: bytes) -> None:
+    """The bytes of the first samples tell whether a field holds images: one of them must not end the run."""
+    files = [data, *Damaged({}).files[:6]]
+    if kind == "litdata":
+        write(tmp_path / "set", plain([{"image": each, "path": f"{n}"} for n, each in enumerate(files)]))
+        place = tmp_path / "set"
+    else:
+        place = tmp_path / "set.parquet"
+        rows = [{"image": {"bytes": each, "path": None}, "path": f"{n}"} for n, each in enumerate(files)]
+        pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        pq.write_table(pa.Table.from_pylist(rows), place)
+    with SlipstreamLoader(
+        SlipstreamDataset(place), 4, pipelines={"image": CROPS}, on_error="replace", device="cpu", verbose=False
+    ) as loader:
+        assert [batch["_valid"].tolist() for batch in loader] == [[False, True, True, True], [True] * 3]
+        assert [number for number, _, _ in loader.report().bad] == [0]
+
+
+@pytest.mark.parametrize(("kind", "value"), [("int", 5), ("float", 0.5), ("bool", True)])
+def test_a_number_that_is_missing_makes_a_bad_sample(kind: str, value) -> None:
+    """Not a list in place of that batch's tensor, which would end the training step, or MixUp."""
+
+    class Unlabelled(Damaged):
+        def __init__(self) -> None:
+            super().__init__({}, 10)
+            self.fields = {"image": "image", "label": kind, "text": "str"}
+
+        def values(self, ids, field) -> list[Any]:
+            return [None if i in (5, 7) else value if field == "label" else "" for i in ids]
+
+    mixing = [MixUp(7, crops=["a"])] if kind == "int" else []
+    with make(Unlabelled(), on_error="skip", batch_stages=mixing) as loader:
+        batches = list(loader)
+        assert [len(batch["label"]) for batch in batches] == [4, 2, 2]
+        assert all(isinstance(batch["label"], torch.Tensor) for batch in batches)
+        reason = "'label' is missing; exclude_fields=['label'] leaves it unread"
+        assert loader.report().bad == tuple((n, f"memory:{n}", reason) for n in (5, 7))
+    with make(Unlabelled(), on_error="replace") as loader:
+        batches = list(loader)
+        assert batches[1]["_valid"].tolist() == [True, False, True, False]
+        assert len({batch["label"].dtype for batch in batches}) == 1
+    with make(Unlabelled()) as loader:
+        batches = iter(loader)
+        next(batches)
+        with pytest.raises(ReadError, match=r"sample 5 \(memory:5\): 'label' is missing.*\n.*sample 7 "):
+            next(batches)
+    with make(Unlabelled(), exclude_fields=["label"]) as loader:
+        texts = [text for batch in loader for text in batch["text"]]
+    assert texts == [None if n in (5, 7) else "" for n in range(10)]
 
 
 def test_bad_policies_are_refused() -> None:

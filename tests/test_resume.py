@@ -13,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tar_samples
 import torch
+from litdata_samples import write
 from PIL import Image
 
 from slipstream import (
@@ -154,6 +156,42 @@ def test_a_state_of_another_run_is_refused(folder: Path, tmp_path: Path) -> None
             loader.load_state_dict({**state, "position": 38})
         with pytest.raises(ValueError, match="version"):
             loader.load_state_dict({**state, "version": 0})
+
+
+@pytest.mark.parametrize("kind", ["tar", "arrow", "parquet", "litdata"])
+def test_a_set_that_was_moved_is_the_same(tmp_path: Path, kind: str) -> None:
+    """A job that goes on elsewhere finds its data under another path, such as one with the number of the job."""
+    for place, count in (("scratch/job-1", 4), ("scratch/job-2", 4), ("other", 5)):
+        folder = tmp_path / place
+        images = [tar_samples.jpeg(number) for number in range(count)]
+        for part in (0, 1) if kind != "litdata" else ():
+            stem = folder / ("a", "b")[part] / "0"  # one name in two folders
+            stem.parent.mkdir(parents=True)
+            if kind == "tar":
+                tar_samples.write(stem.with_suffix(".tar"), [(f"{n}.jpg", data) for n, data in enumerate(images)])
+                continue
+            pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+            table = pa.table({"image": images})
+            if kind == "parquet":
+                pq.write_table(table, stem.with_suffix(".parquet"))
+            else:
+                with pa.ipc.new_file(stem.with_suffix(".arrow"), table.schema) as file:
+                    file.write_table(table)
+        if kind == "litdata":
+            write(folder, [{"image": data} for data in images])
+
+    def opened(place: str) -> SlipstreamLoader:
+        where = tmp_path / place if kind == "litdata" else tmp_path / place / "*" / f"*.{kind}"
+        return SlipstreamLoader(SlipstreamDataset(where), 2, device="cpu", verbose=False)
+
+    with opened("scratch/job-1") as loader:
+        next(iter(loader))
+        state = loader.state_dict()
+    with opened("scratch/job-2") as loader:
+        loader.load_state_dict(state)
+        assert next(iter(loader))["_indices"].tolist() == [2, 3]
+    with opened("other") as loader, pytest.raises(ValueError, match=r"samples .*, dataset "):
+        loader.load_state_dict(state)
 
 
 class Shade:

@@ -105,9 +105,11 @@ def test_threads_of_two_epochs_do_not_mix_them() -> None:
     assert not bad
 
 
-def test_ranks_read_each_chunk_once_but_for_the_lanes_ends() -> None:
-    count, size, lanes = 400, 50, 8
-    sampler = WindowedSampler(np.cumsum([size] * count), seed=1, lanes=lanes)
+@pytest.mark.parametrize(("count", "lanes", "given"), [(400, 8, 8), (100, 16, 64), (255, 32, 64), (70, 16, 48)])
+def test_ranks_read_each_chunk_once_but_for_the_lanes_ends(count: int, lanes: int, given: int) -> None:
+    size = 50
+    sampler = WindowedSampler(np.cumsum([size] * count), seed=1, lanes=given)
+    assert sampler.lanes == lanes  # also where there are too few chunks for all lanes
     for world in (2, 4, 8):
         readers = np.zeros(count, int)
         for rank in range(world):

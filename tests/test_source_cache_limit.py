@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from cache_files import SIZE, Files, listed, text, used
 
-from slipstream import source_cache, source_cache_limit
+from slipstream import source_cache, source_cache_limit, source_locks
 from slipstream.source_cache_limit import CacheLimitError
 
 FORK = multiprocessing.get_context("fork")
@@ -251,7 +251,7 @@ def test_threads_never_use_more_than_the_limit(tmp_path):
         assert each.limit is not None and not each.limit._users and each.limit._aside == 0
 
 
-def test_a_full_disk_is_named_and_with_a_limit_makes_room_once(tmp_path):
+def test_a_full_disk_is_named_and_with_a_limit_makes_room(tmp_path):
     def full() -> None:
         if tries.pop() == "full":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -266,11 +266,30 @@ def test_a_full_disk_is_named_and_with_a_limit_makes_room_once(tmp_path):
     limited.before, tries = full, ["", "full"]
     read(limited, 4)
     assert numbers_in(limited) == [1, 4]
-    tries = ["full", "full"]
+    tries = ["full", "full", "full"]
     with pytest.raises(OSError, match=r"No space left on device in .* give a smaller max_cache_size") as caught:
         read(limited, 5)
     assert caught.value.errno == errno.ENOSPC
     assert limited.limit is not None and limited.limit._aside == 0
+
+
+def test_a_disk_without_room_for_a_lock_makes_room_too(tmp_path, monkeypatch):
+    """As one with room for bytes but none for another file, whose inodes are used up."""
+    limited = Files(tmp_path, limit=50 * SIZE)
+    read_slowly(limited, 0, 1, 2)
+    tries, try_lock = ["", "full"], source_locks._try_lock
+
+    def full(path: str, **options) -> int | None:
+        if path.endswith("0004") and tries.pop() == "full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path + ".lock")
+        return try_lock(path, **options)
+
+    monkeypatch.setattr(source_locks, "_try_lock", full)
+    read(limited, 4)
+    assert numbers_in(limited) == [1, 2, 4] and tries == []
+    tries, unlimited = ["full"], Files(tmp_path, "1" * 32)
+    with pytest.raises(OSError, match=r"No space left on device in .*1111 for store/4: free some, or give max_cache"):
+        read(unlimited, 4)
 
 
 def test_nothing_stays_open(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
 import zipfile
 from pathlib import Path
@@ -138,3 +139,20 @@ def is_whole(path: Path) -> bool:
             return file.testzip() is None
     except Exception:
         return False
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_set_that_is_written_anew_under_an_open_one_is_an_error(tmp_path: Path, in_place: bool) -> None:
+    """Else its samples would come under the ids of others, some of them twice."""
+    folder = write_chunks(tmp_path / "set", plain(photos(12)))
+    source = open_litdata(folder, in_place=in_place, cache_dir=tmp_path / "cache")
+    first = source.read([0])[0].tobytes()
+    shutil.rmtree(folder)
+    write_chunks(folder, plain(photos(12))[::-1])
+    with pytest.raises(
+        ReadError, match=r"sample 5 .*chunk-0-1\.bin has changed since the set was opened: open it again"
+    ):
+        source.read([5])
+    assert source.read([0])[0].tobytes() == first  # of the set that was opened
+    again = open_litdata(folder, in_place=in_place, cache_dir=tmp_path / "cache")
+    assert again.values([11], "path") == ["class/0.jpg"]

@@ -122,7 +122,7 @@ def test_a_chunk_is_fetched_again_after_each_fault(store, folder, tmp_path, faul
 def test_the_index_and_ranges_are_read_again_after_each_fault(store, tmp_path, fault):
     with FaultyProxy(store, script={("GET", "index.json"): [fault], ("GET", CHUNKS[0]): [fault, "", fault]}) as proxy:
         source = opened(proxy, tmp_path)
-        assert IMAGES[0] in source._store.first_item()
+        assert IMAGES[0] in source._store.early_item(0)
         assert dict(source.fields)["image"] == "image"
         assert files(tmp_path) == {}
 

@@ -1,5 +1,6 @@
 """Folders of images: torchvision's samples in its order, and what cannot be read."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -54,6 +55,53 @@ def test_folder_errors(tmp_path):
     (tmp_path / "full" / "1.jpg").unlink()
     with pytest.raises(ReadError, match=r"sample 0 \(.*full/1.jpg\): No such file"):
         source.read([1, 0])
+
+
+def test_links_are_followed_and_none_is_lost_or_comes_again(tmp_path):
+    for number, name in enumerate(["set/a/0.jpg", "set/b/0.jpg", "far/part/1.jpg", "far/2.jpg"]):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(jpeg(number))
+    folder = tmp_path / "set"
+    (folder / "c").symlink_to(tmp_path / "far")
+    (folder / "a" / "more").symlink_to("../../far/part")
+    (folder / "a" / "gone.jpg").symlink_to("nowhere.jpg")
+    source = FolderSource(folder)
+    paths = ["a/0.jpg", "a/gone.jpg", "a/more/1.jpg", "b/0.jpg", "c/2.jpg", "c/part/1.jpg"]
+    assert source.values(range(6), "path") == paths
+    with pytest.raises(ReadError, match=r"sample 1 \(.*gone\.jpg\): No such file"):
+        source.read(range(6))
+
+    # torchvision takes a class folder on a disk that is not mounted for none, and gives all after it other labels
+    for link, target, error, message in [
+        ("aa", "nowhere", FileNotFoundError, "aa is a link to 'nowhere', which is not there"),
+        ("b/part", "nowhere", FileNotFoundError, "b/part is a link to 'nowhere', which is not there"),
+        ("b/loop", ".", ValueError, "b/loop is a link to a folder that holds it"),
+        ("b/loop", "..", ValueError, "b/loop is a link to a folder that holds it"),
+        ("d", ".", ValueError, "d/d is a link to a folder that holds it"),
+    ]:
+        (folder / link).symlink_to(target)
+        with pytest.raises(error, match=message):
+            FolderSource(folder)
+        (folder / link).unlink()
+    (folder / "b" / "to_a").symlink_to("../a")
+    (folder / "a" / "to_b").symlink_to("../b")
+    with pytest.raises(ValueError, match="a/to_b/to_a is a link to a folder that holds it"):
+        FolderSource(folder)
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path, monkeypatch):
+    (tmp_path / "a" / "part").mkdir(parents=True)
+    (tmp_path / "a" / "0.jpg").write_bytes(jpeg(0))
+    scandir = os.scandir
+
+    def failing(path):
+        if str(path).endswith("part"):
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    with pytest.raises(OSError, match=r"Stale file handle.*a/part"):
+        FolderSource(tmp_path)
 
 
 def test_folder_batches_hold_no_descriptors(tmp_path):

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pickle
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from botocore import UNSIGNED
 from botocore.config import Config
 from litdata.streaming.writer import BinaryWriter
 from litdata.types import Text
+from litdata_samples import write as write_samples
 from PIL import Image
 from s3_store import KEYS, bucket_in, upload
 
 from slipstream.dataset import SlipstreamDataset
+from slipstream.pack import pack
 from slipstream.source import ReadError
 from slipstream.source_litdata import open_litdata
 from slipstream.source_s3 import S3Origin
@@ -84,6 +87,12 @@ def test_the_default_cache_folder(images, options, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     open_litdata(URL, storage_options=options).read([0])
     assert cached(tmp_path / "xdg" / "slipstream") == ["chunk-0-0.bin"]
+    monkeypatch.setenv("SLIPSTREAM_CACHE", "near")
+    monkeypatch.chdir(tmp_path)
+    source = open_litdata(URL, storage_options=options)
+    monkeypatch.chdir(tmp_path / "mine")
+    source.read([0])
+    assert cached(tmp_path / "near") == ["chunk-0-0.bin"]
 
 
 def test_prefetch_fetches_once_in_parallel_with_a_bar_and_leaves_no_thread(images, options, tmp_path, capsys):
@@ -155,6 +164,18 @@ def test_a_set_written_anew_meets_no_old_chunk(images, bucket, options, tmp_path
     upload(bucket, tmp_path / "new", "photos", "val")
     source = open_litdata(URL, cache_dir=tmp_path / "cache", storage_options=options)
     assert [view.tobytes() for view in source.read(range(30))] == newer
+
+
+def test_a_set_packed_anew_with_other_labels_meets_no_old_chunk(images, bucket, options, tmp_path):
+    """Its files have the same names and sizes, and its index the same bytes."""
+    for turn in range(2):
+        write_samples(tmp_path / f"{turn}", [{"image": images[n], "label": (n + turn) % 3} for n in range(6)])
+        pack(tmp_path / f"{turn}", tmp_path / f"packed{turn}", progress=False)
+        upload(bucket, tmp_path / f"packed{turn}", "photos", "packed")
+        dataset = SlipstreamDataset("s3://photos/packed", storage_options=options, cache_dir=tmp_path / "cache")
+        assert [sample["label"] for sample in dataset] == [(n + turn) % 3 for n in range(6)]
+        time.sleep(1.1)  # a store tells the second in which a file was written
+    assert (tmp_path / "packed0" / "index.json").read_bytes() == (tmp_path / "packed1" / "index.json").read_bytes()
 
 
 def test_a_half_written_cache_file_is_fetched_again(images, options, tmp_path):

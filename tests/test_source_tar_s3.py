@@ -4,6 +4,8 @@ import threading
 from collections import Counter
 
 import pytest
+from botocore.config import Config
+from faulty_proxy import FAULTS, FaultyProxy
 from s3_store import bucket_in, upload
 from tar_samples import jpeg, sample, write, write_set
 
@@ -146,6 +148,45 @@ def test_a_shard_that_comes_short_is_not_kept(bucket, options, cache, monkeypatc
     assert not [path for path in cache.rglob("*") if path.is_file()]
 
 
+def through(proxy: FaultyProxy, options: dict, tries: int = 4) -> dict:
+    config = Config(retries={"mode": "standard", "total_max_attempts": tries})
+    return {**options, "endpoint_url": proxy.url, "config": config}
+
+
+@pytest.mark.usefixtures("short_waits")
+@pytest.mark.parametrize("seed", [0, 2, 5, 6, 10])
+def test_random_faults_are_survived_and_nothing_wrong_is_cached(bucket, server, options, shards, cache, seed):
+    with FaultyProxy(server, faults=FAULTS, rate=0.4, seed=seed) as proxy:
+        source = open_tar("s3://shards/set", storage_options=through(proxy, options, tries=6))
+        assert source.values(range(12), "image") == [jpeg(n) for n in range(12)]
+        assert sum(fault != "" for _, _, fault in proxy.requests) >= 2
+        source.close()
+    kept = {path.name[9:]: path.read_bytes() for path in cache.rglob("*.tar")}
+    assert kept == {path.name: path.read_bytes() for path in shards.iterdir()}
+
+
+@pytest.mark.usefixtures("short_waits")
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(("method", "name"), [("GET", "shards"), ("HEAD", "train-001.tar"), ("GET", "train-001.tar")])
+def test_a_listing_a_question_and_a_shard_are_asked_for_again(bucket, server, options, method, name, fault):
+    with FaultyProxy(server, script={(method, name): [fault, "", fault]}) as proxy:
+        source = open_tar("s3://shards/set", storage_options=through(proxy, options))
+        assert source.values(range(12), "image") == [jpeg(n) for n in range(12)]
+        source.close()
+
+
+@pytest.mark.usefixtures("short_waits")
+def test_no_credentials_are_in_the_error_of_a_listing(bucket, server, options):
+    with FaultyProxy(server, script={("GET", "shards"): ["404*"]}) as proxy:
+        with pytest.raises(FileNotFoundError, match="s3://shards/set/ does not exist") as caught:
+            open_tar("s3://shards/set", storage_options=through(proxy, options))
+        assert proxy.count("GET", "shards") == 3
+    error: BaseException | None = caught.value
+    while error is not None:  # a tracker of errors shows what is behind one too
+        assert options["aws_access_key_id"] not in str(error)
+        error = error.__context__
+
+
 def test_what_is_not_in_s3_is_named(bucket, options):
     with pytest.raises(FileNotFoundError, match="s3://shards/none holds neither LitData chunks nor tars"):
         SlipstreamDataset("s3://shards/none", storage_options=options)
@@ -155,6 +196,9 @@ def test_what_is_not_in_s3_is_named(bucket, options):
         open_tar("s3://nobody/x", storage_options=options)
     with pytest.raises(ValueError, match="a pattern may stand after the last '/' only"):
         open_tar("s3://shards/{set,b}/x.tar", storage_options=options)
+    with pytest.raises(ValueError, match="credentials go into storage_options") as caught:
+        SlipstreamDataset("s3://AKIAME:very-secret@shards/{set,b}/x.tar")
+    assert "very-secret" not in str(caught.value)
     with pytest.raises(ValueError, match="gs:// is not supported"):
         open_tar("gs://shards/set")
     bucket.put_object(Bucket="shards", Key="set/x.tar.zst", Body=b"")

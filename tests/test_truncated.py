@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import logging
 import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -131,6 +133,33 @@ def test_a_switch_that_is_set_meanwhile_stays_set(monkeypatch: pytest.MonkeyPatc
         patched.setattr(Image, "init", look)
         decode_with_pillow(encode(picture()))
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+
+
+def test_threads_decode_side_by_side_and_leave_settings_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `pack` does: one at a time, its threads would decode no faster than one of them."""
+    meeting, begin = threading.Barrier(2, timeout=20), Image.open
+    before = [*warnings.filters]
+
+    def together(*args, **options):
+        meeting.wait()
+        try:
+            warnings.warn("large", Image.DecompressionBombWarning, stacklevel=1)
+            return begin(*args, **options)
+        finally:
+            meeting.wait()
+
+    data = encode(picture(5, SIZE))[:-500]
+    with monkeypatch.context() as patched, warnings.catch_warnings(), ThreadPoolExecutor(2) as pool:
+        warnings.simplefilter("error")
+        patched.setattr(Image, "open", together)
+        strict, lenient = (pool.submit(decode_with_pillow, data, truncated=how) for how in ("fail", "grey"))
+        assert lenient.result().shape == (*SIZE[::-1], 3)
+        with pytest.raises(OSError, match="truncated"):
+            strict.result()
+        with pytest.raises(UserWarning):
+            warnings.warn("still an error", stacklevel=1)
+    assert warnings.filters == before
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False
 
 
 def test_threads_that_want_either_get_what_they_want() -> None:
