@@ -109,8 +109,8 @@ def test_it_compiles_without_spills_and_exactly(
         across, barrier, down = ptx.partition("bar.sync")
         assert barrier and "st.global.b32" in across and "ld.global.b32" in down and "bar.sync" not in down
         assert "ld.global.nc" not in ptx, "such a load need not see what this launch wrote"
-        layouts = set(re.findall(r"#ttg?\.?\w*\.blocked<\{.*?threadsPerWarp = (\[.*?\])", compiled.asm["ttgir"]))
-        assert layouts == {"[32]"}, "a warp's lanes are columns"
+    # Triton up to 3.6 gives a warp's lanes to the rows of a block of two axes: as many cache lines for each load.
+    assert not re.search(r"tensor<\d+x\d+x!tt\.ptr", compiled.asm["ttgir"]), "what is loaded and stored is flat"
     if name == "resize_weights_kernel":
         assert "div.rn.f64" in ptx
     elif name.startswith("resized_crop"):

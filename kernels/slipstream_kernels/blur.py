@@ -243,15 +243,18 @@ def box_blur_kernel(
     WINDOW_W: tl.constexpr,
     TILE_W: tl.constexpr,
 ):
-    # One program blurs a tile of `step` x TILE_W results of one image, and runs the rest of the pass on it.
+    # One program blurs a tile of `step` x TILE_W results of one image, and runs the rest of the pass on it. What is
+    # loaded and stored is flat, as in the Gaussian's.
     task, tile = find_task(tasks, groups, num_groups)
     size = size_of(task, crops)
     tiles_across = tl.cdiv(size[1], TILE_W)
     top = tile // tiles_across * step
     left = tile % tiles_across * TILE_W
     # the results are amid the window's rows, and x amid its columns
-    rows = top - (WINDOW_H - step) // 2 + tl.arange(0, WINDOW_H)
-    columns = left - (WINDOW_W - TILE_W) // 2 + tl.arange(0, WINDOW_W)
+    first_row = top - (WINDOW_H - step) // 2
+    first_column = left - (WINDOW_W - TILE_W) // 2
+    rows = first_row + tl.arange(0, WINDOW_H)
+    columns = first_column + tl.arange(0, WINDOW_W)
     x = left + tl.arange(0, TILE_W)
 
     first = tl.load(task + 5)
@@ -263,9 +266,6 @@ def box_blur_kernel(
     bias = ((2 * box + 1) * inner_weight + 2 * end_weight).to(tl.uint32) * 128 + 8388608
     inner_weight = inner_weight.to(tl.uint32)
     end_weight = end_weight.to(tl.uint32)
-    # rows outside the image count nothing, so any may stand for them: no mask but the columns' to keep in registers
-    near_rows = tl.minimum(tl.maximum(rows, 0), size[0] - 1)
-    live = ((columns >= 0) & (columns < size[1]))[None, :]
     # every pass but the last across is from the window to itself
     counts_across = tl.trans(box_counts(columns[None, :], columns[:, None], size[1], box))
     ends_across = tl.trans(box_ends(columns[None, :], columns[:, None], size[1], box))
@@ -278,30 +278,34 @@ def box_blur_kernel(
     layout = crops + tl.load(task + 1)
     kind = tl.load(layout + 3)
     channel_step = tl.load(layout) * tl.where(kind == 0, 1, 4)
-    place_down = near_rows * tl.load(layout + 1).to(tl.int32)
-    place = place_down[:, None] + (columns * tl.load(layout + 2).to(tl.int32))[None, :]
-    r = tl.zeros([WINDOW_H, TILE_W], tl.float32)
-    g = tl.zeros([WINDOW_H, TILE_W], tl.float32)
-    b = tl.zeros([WINDOW_H, TILE_W], tl.float32)
+    # rows outside the image count nothing, so any may stand for them: no mask but the columns' to keep in registers
+    down = tl.minimum(tl.maximum(first_row + tl.arange(0, WINDOW_H * WINDOW_W) // WINDOW_W, 0), size[0] - 1)
+    across = first_column + tl.arange(0, WINDOW_H * WINDOW_W) % WINDOW_W
+    live = (across >= 0) & (across < size[1])
+    place = down * tl.load(layout + 1).to(tl.int32) + across * tl.load(layout + 2).to(tl.int32)
+    r = tl.zeros([WINDOW_H * TILE_W], tl.float32)
+    g = r
+    b = r
     for channel in range(size[2]):
         pixels = (unit_to_byte(load_channel(address, kind, place, live)).to(tl.int32) - 128).to(tl.int8)
+        pixels = tl.reshape(pixels, [WINDOW_H, WINDOW_W])
         pixels = box_across(pixels, counts_across, ends_across, inner_weight, end_weight, bias)
         pixels = box_across(pixels, counts_across, ends_across, inner_weight, end_weight, bias)
         pixels = box_across(pixels, counts_last, ends_last, inner_weight, end_weight, bias)
         pixels = box_down(pixels, counts_down, ends_down, inner_weight, end_weight, bias)
         pixels = box_down(pixels, counts_down, ends_down, inner_weight, end_weight, bias)
         pixels = box_down(pixels, counts_down, ends_down, inner_weight, end_weight, bias)
-        value = byte_to_unit(pixels.to(tl.int32) + 128)
+        value = byte_to_unit(tl.reshape(pixels, [WINDOW_H * TILE_W]).to(tl.int32) + 128)
         r = tl.where(channel == 0, value, r)
         g = tl.where(channel == 1, value, g)
         b = tl.where(channel == 2, value, b)
         address += channel_step
-    pixel = rows[:, None] * size[1] + x[None, :]
+    down = first_row + tl.arange(0, WINDOW_H * TILE_W) // TILE_W
+    across = left + tl.arange(0, WINDOW_H * TILE_W) % TILE_W
     count = (tl.load(task + 6) - first).to(tl.int32)
-    r, g, b = run_program(r, g, b, pixel, size, program, count, programs, 0, READINGS=False)
-    live = (rows >= top) & (rows < tl.minimum(top + step, size[0]))
-    live = live[:, None] & (x < size[1])[None, :]
-    store_pixels(r, g, b, tl.load(task + 2), crops + tl.load(task + 3), rows[:, None], x[None, :], live)
+    r, g, b = run_program(r, g, b, down * size[1] + across, size, program, count, programs, 0, READINGS=False)
+    live = (down >= top) & (down < tl.minimum(top + step, size[0])) & (across < size[1])
+    store_pixels(r, g, b, tl.load(task + 2), crops + tl.load(task + 3), down, across, live)
 
 
 @triton.jit(do_not_specialize=["num_groups", "down"])
