@@ -89,10 +89,7 @@ class BatchStage(ABC):
             in_list = isinstance(batch[name], list)
             for place, crop in enumerate(batch[name] if in_list else [batch[name]]):
                 if not crop.is_floating_point():
-                    raise TypeError(
-                        f"{kind} mixes float images, got {crop.dtype} for {name!r}: put Normalize or "
-                        f"ToDtype(torch.float32, scale=True) at the end of its pipeline, or name the others in crops="
-                    )
+                    raise TypeError(not_floats(self, name, crop.dtype))
                 if count is not None and len(crop) != count:
                     raise ValueError(f"{kind}: the crops must be of the same samples, got {count} and {len(crop)}")
                 count = len(crop)
@@ -288,6 +285,14 @@ def apply_batch_stages(
         drawn.append(stage.sample_params(Draws(key, sample_ids, epoch), stage.sizes(result)))
         result = stage.apply(result, drawn[-1])
     return result, drawn
+
+
+def not_floats(stage: BatchStage, name: str, dtype: torch.dtype) -> str:
+    """Why a stage refuses a crop of this dtype."""
+    return (
+        f"{type(stage).__name__} mixes float images, got {dtype} for {name!r}: put Normalize or "
+        f"ToDtype(torch.float32, scale=True) at the end of its pipeline, or name the others in crops="
+    )
 
 
 def check_batch_stages(field: str, stages: Any) -> tuple[BatchStage, ...]:

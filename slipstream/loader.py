@@ -18,7 +18,7 @@ import torch
 
 from . import checks
 from .bad_samples import POLICIES, Report
-from .batch_stage import BatchStage, batch_stage_keys, check_batch_stages
+from .batch_stage import BatchStage, batch_stage_keys, check_batch_stages, not_floats
 from .dataset import SlipstreamDataset
 from .decode import Decoder
 from .decode_pillow import TRUNCATED
@@ -330,7 +330,8 @@ class _Epoch:
 
 def _check_mixing(stages: Any, pipelines: Mapping[str, Pipeline], fields: Mapping[str, str]) -> tuple[BatchStage, ...]:
     checked = check_batch_stages("batch_stages", stages)
-    crops = [name for pipeline in pipelines.values() for name in pipeline.crop_names]
+    dtypes = {name: dtype for pipeline in pipelines.values() for name, dtype in pipeline.crop_dtypes.items()}
+    crops = list(dtypes)
     for index, stage in enumerate(checked):
         if stage.label not in fields:
             raise ValueError(
@@ -339,6 +340,10 @@ def _check_mixing(stages: Any, pipelines: Mapping[str, Pipeline], fields: Mappin
         for name in stage.crops or ():
             if name not in crops:
                 raise ValueError(f"batch_stages[{index}].crops names {name!r}, the crops are {crops}")
+        for name in crops if stage.crops is None else stage.crops:
+            dtype = dtypes[name]
+            if dtype is not None and not dtype.is_floating_point:
+                raise TypeError(f"batch_stages[{index}]: {not_floats(stage, name, dtype)}")
     return checked
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from slipstream_kernels.crop_jobs import OutputFormat, empty_outputs
+from slipstream_kernels.crop_tables import pack_tables
 from slipstream_kernels.ragged import RaggedBatch
 
 from . import checks
@@ -92,6 +93,12 @@ class Pipeline:
     def crop_names(self) -> list[str]:
         """The keys of a batch that hold its crops."""
         return [program.name for program in self.programs] if self._named else list(self.copies) or [self.field]
+
+    @property
+    def crop_dtypes(self) -> dict[str, torch.dtype | None]:
+        """The crops' dtypes by those keys; None where only the batch tells, behind a stage of the user's own."""
+        chains = self.copies.values() if self.copies else (program.chain for program in self.programs)
+        return {name: chain.gives.dtype for name, chain in zip(self.crop_names, chains, strict=False)}
 
     @property
     def output_names(self) -> list[str]:
@@ -197,8 +204,6 @@ class Pipeline:
         """The host's part of the launches, which may be done ahead on another thread: pass it to `run`."""
         if backend == "cpu":
             return plan, plan.jobs, None
-        from slipstream_kernels.resized_crop import pack_tables
-
         crops = empty_outputs(len(images), self.formats_on_host, torch.device("meta"))
         packed = pack_steps(crops, *self._steps(plan), pin_memory=images.device.type == "cuda")
         return plan, pack_tables(images, plan.jobs, self.formats(images.device)), packed

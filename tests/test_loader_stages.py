@@ -202,6 +202,11 @@ def test_bad_input_is_named_when_the_loader_is_made(dataset: SlipstreamDataset) 
     refused(TypeError, "batch_stages must be a list", batch_stages=MixUp())
     refused(ValueError, r"batch_stages\[0\].label must be a field", batch_stages=[MixUp(label="target")])
     refused(ValueError, r"batch_stages\[0\].crops names 'b'", batch_stages=[MixUp(crops=["b"])])
+    copies = [MultiRandomResizedCrop({"a": dict(size=8), "b": dict(size=8)}), MultiCropPipeline({"a": [Normalize()]})]
+    message = r"batch_stages\[0\]: MixUp mixes float images, got torch\.uint8 for 'b'"
+    refused(TypeError, message, stages=copies, batch_stages=[MixUp(num_classes=3)])
+    refused(TypeError, message, stages=copies, batch_stages=[MixUp(num_classes=3, crops=["b"])])
+    make(dataset, copies, batch_stages=[MixUp(num_classes=3, crops=["a"])]).shutdown()
     refused(ValueError, "boxes must be a field that is read, one of", stages=ResizedCrop(8, "box"))
     refused(TypeError, "return_plan must be True or False", return_plan=1)
     copies = [MultiRandomResizedCrop({"label": dict(size=8)})]
@@ -213,7 +218,10 @@ def test_a_batch_that_cannot_be_mixed_says_why(dataset: SlipstreamDataset) -> No
         with make(dataset, stages, batch_stages=[MixUp(num_classes=classes)]) as loader:
             list(loader)
 
-    with pytest.raises(TypeError, match=r"MixUp mixes float images, got torch\.uint8 for 'image'"):
-        epoch(RandomResizedCrop(16), 3)
+    def own(images):  # whose dtype only the batch tells
+        return images
+
+    with pytest.raises(TypeError, match=r"^MixUp mixes float images, got torch\.uint8 for 'image'"):
+        epoch([RandomResizedCrop(16), own], 3)
     with pytest.raises(ValueError, match=r"label must be in \[0, 2\), got 2 at batch index"):
         epoch(FLOATS, 2)

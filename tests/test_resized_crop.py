@@ -14,6 +14,7 @@ from crop_oracle import oracle, random_jobs
 from gpu_copies import bring_back, formats_on_gpu, to_gpu
 from PIL import Image
 from slipstream_kernels.crop_jobs import OutputFormat, empty_outputs
+from slipstream_kernels.crop_tables import pack_tables
 from slipstream_kernels.ragged import RaggedBatch
 from slipstream_kernels.reference import resized_crop_reference
 from slipstream_kernels.resized_crop_cpu import resized_crop_cpu
@@ -224,8 +225,6 @@ def test_a_job_that_does_not_fit_is_refused(run: Run, scenes: list[np.ndarray], 
 
 
 def test_a_job_whose_rows_pass_an_int32_is_refused() -> None:
-    from slipstream_kernels.resized_crop import pack_tables
-
     tall = RaggedBatch.from_images([torch.zeros(3, 1, 1, dtype=torch.uint8).expand(3, 1 << 26, 1)])
     formats = [OutputFormat(size=(1, 31)), OutputFormat(size=(1, 32))]
     job = [0, 0, 1 << 26, 1, 1, 31, 0, 0, 0, 0]
