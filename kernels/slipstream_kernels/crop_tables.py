@@ -11,10 +11,12 @@ import torch
 from .crop_jobs import HEIGHT, JOB_COLUMNS, WIDTH, OutputFormat, check_jobs, tap_counts
 from .ragged import RaggedBatch
 
-# int64 columns of the three tables that travel to the device
+# int64 columns of the three tables that travel to the device. Even, but for the last: so each table begins at 16 bytes,
+# and no batch has a kernel compiled again for one that does not.
 IMAGE_COLUMNS = 4  # address, channel stride, row stride, column stride
-PLANES_COLUMNS = 9  # and, where any image is YUV, Cb's and Cr's address, their row stride, height and width
-TASK_COLUMNS = JOB_COLUMNS + 5  # a job, where its vertical and horizontal weights start, their tap counts, and its rows
+PLANES_COLUMNS = 10  # and, where any image is YUV, Cb's and Cr's address, their row stride, height and width, unused
+# a job, where its vertical and horizontal weights begin, their tap counts, where its rows between begin, unused
+TASK_COLUMNS = JOB_COLUMNS + 6
 OUTPUT_COLUMNS = 9  # address, image / channel / row / column stride (elements), element size, table's address, h, w
 HEADER = 1  # int32 before each output pixel's weights: the source pixel of the first
 
@@ -23,7 +25,7 @@ HEADER = 1  # int32 before each output pixel's weights: the source pixel of the 
 class CropTables:
     """What one launch is told, packed for one copy to the device. For one launch: it writes the outputs' part.
 
-    table: int64, pinned where CUDA is: images [B, 4 or 9], tasks [B, C, 15], outputs [C, 9] (filled in at the launch).
+    table: int64, pinned where CUDA is: images [B, 4 or 10], tasks [B, C, 16], outputs [C, 9] (filled in at the launch).
     num_images: B. num_weights, num_words: int32 weights, and pixels between the passes, of all jobs together. planes:
     whether any image is YUV. interleaved: whether every image is [H, W, 3] in memory, but for what lies between rows.
     """
@@ -58,7 +60,7 @@ def pack_tables(images: RaggedBatch, jobs: np.ndarray, formats: Sequence[OutputF
             f"rows by a window of {sizes[crop, 1]} columns, allowed are less than 2**31"
         )
     columns = PLANES_COLUMNS if planes else IMAGE_COLUMNS
-    table = torch.empty(
+    table = torch.zeros(
         count * columns + count * crops * TASK_COLUMNS + crops * OUTPUT_COLUMNS,
         dtype=torch.int64,
         device="cpu",
@@ -66,7 +68,7 @@ def pack_tables(images: RaggedBatch, jobs: np.ndarray, formats: Sequence[OutputF
     )
     numbers = table.numpy()
     image_part = numbers[: count * columns].reshape(count, columns)
-    image_part[:] = sources[:, :columns]
+    image_part[:, : sources.shape[1]] = sources[:, :columns]
     task_part = numbers[image_part.size : image_part.size + count * crops * TASK_COLUMNS]
     task_part = task_part.reshape(count, crops, TASK_COLUMNS)
     task_part[..., :JOB_COLUMNS] = jobs

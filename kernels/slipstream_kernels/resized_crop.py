@@ -59,12 +59,12 @@ def launch_options() -> LaunchOptions:
 WEIGHT_OPTIONS = {"BLOCK": 64, "num_warps": 2, "enable_fp_fusion": False}
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_crops"])
 def resize_weights_kernel(tasks, outputs, weights, num_crops, BLOCK: tl.constexpr, JOB: tl.constexpr):
     # One program computes the weights of BLOCK output pixels along one axis of one job.
     job = tl.program_id(0) // 2
     axis = tl.program_id(0) % 2  # 0 vertical, 1 horizontal
-    task = tasks + job.to(tl.int64) * (JOB + 5)
+    task = tasks + job.to(tl.int64) * (JOB + 6)
     pixel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     window = tl.load(outputs + (job % num_crops) * 9 + 7 + axis).to(tl.int32)
     live = pixel < window
@@ -142,7 +142,7 @@ def store_bytes(value, address, offset, mask, size, table):
         tl.store(address.to(tl.pointer_type(tl.uint8)) + offset, value.to(tl.uint8), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_crops", "num_strips"])
 def resized_crop_kernel(
     images,
     tasks,
@@ -167,7 +167,7 @@ def resized_crop_kernel(
     x = tl.load(strip + 1) + tl.arange(0, BLOCK_H * BLOCK_W) % BLOCK_W
     step_row = tl.arange(0, BLOCK_H * BLOCK_W) // BLOCK_W
 
-    task = tasks + (image * num_crops + crop).to(tl.int64) * (JOB + 5)
+    task = tasks + (image * num_crops + crop).to(tl.int64) * (JOB + 6)
     output = outputs + crop * 9
     height = tl.load(output + 7).to(tl.int32)
     width = tl.load(output + 8).to(tl.int32)
@@ -178,7 +178,7 @@ def resized_crop_kernel(
     row_begin = tl.load(y_table)
     row_end = tl.load(y_table + (height - 1) * (y_taps + 1)) + y_taps
 
-    source = images + image.to(tl.int64) * (9 if PLANES else 4)
+    source = images + image.to(tl.int64) * (10 if PLANES else 4)
     channel_step = 1 if INTERLEAVED else tl.load(source + 1)
     row_step = tl.load(source + 2).to(tl.int32)  # pack_tables made sure that an image spans less than 2 GiB
     column_step = 3 if INTERLEAVED else tl.load(source + 3).to(tl.int32)
