@@ -250,6 +250,7 @@ def test_quotients_by_a_reciprocal_are_ieees() -> None:
     ("shape", "message"),
     [
         ((1, 3, 1, 2**18), r"images\[0\] is 262144 pixels wide, allowed is less than 262144"),
+        ((1, 3, 2**22, 1), r"images\[0\] is 4194304 pixels high, allowed is less than 4194304"),
         ((1, 3, 2**15, 2**15), r"images\[0\] or its output spans 1073741824 elements, allowed is less than 2\*\*30"),
     ],
 )

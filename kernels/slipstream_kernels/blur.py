@@ -149,11 +149,12 @@ def gaussian_blur_kernel(tasks, groups, num_groups, crops, programs, BLOCK_W: tl
     row_step = tl.load(layout + 1).to(tl.int32)
     column_step = tl.load(layout + 2).to(tl.int32)
     is_bytes = tl.load(layout + 3) == 0
-    between = tl.load(task + 7).to(tl.pointer_type(tl.float32)) + strip.to(tl.int64) * height * (3 * BLOCK_W)
+    rows = height + 2 * radius_y  # with those that are reflected, so that going down is a plain step
+    between = tl.load(task + 7).to(tl.pointer_type(tl.float32)) + strip.to(tl.int64) * rows * (3 * BLOCK_W)
     held_x = tl.minimum(x, size[1] - 1)
-    for row in range(0, height, BLOCK_H):
+    for row in range(0, rows, BLOCK_H):
         y = row + step_row
-        line = tl.minimum(y, height - 1) * row_step
+        line = reflect(tl.minimum(y, rows - 1) - radius_y, height) * row_step
         if is_bytes:
             octets = source.to(tl.pointer_type(tl.uint8)) + line
             r, g, b = gaussian_across(octets, channel_step, column_step, held_x, size[1], radius_x, exponent_x)
@@ -161,7 +162,7 @@ def gaussian_blur_kernel(tasks, groups, num_groups, crops, programs, BLOCK_W: tl
             floats = source.to(tl.pointer_type(tl.float32)) + line
             r, g, b = gaussian_across(floats, channel_step, column_step, held_x, size[1], radius_x, exponent_x)
         to = between + (y * (3 * BLOCK_W) + lane)
-        live = (y < height) & x_live
+        live = (y < rows) & x_live
         tl.store(to, r, mask=live)
         tl.store(to + BLOCK_W, g, mask=live)
         tl.store(to + 2 * BLOCK_W, b, mask=live)
@@ -174,16 +175,16 @@ def gaussian_blur_kernel(tasks, groups, num_groups, crops, programs, BLOCK_W: tl
     target = tl.load(task + 2)
     for row in range(0, height, BLOCK_H):
         y = row + step_row
-        held_y = tl.minimum(y, height - 1)
+        pixel = between + (tl.minimum(y, height - 1) * (3 * BLOCK_W) + held_lane)
         r = tl.zeros([BLOCK_H * BLOCK_W], tl.float32)
         g = r
         b = r
         for distance in range(-radius_y, radius_y + 1):
             weight = gaussian_weight(distance, exponent_y)
-            pixel = between + (reflect(held_y + distance, height) * (3 * BLOCK_W) + held_lane)
             r = tl.fma(tl.load(pixel), weight, r)
             g = tl.fma(tl.load(pixel + BLOCK_W), weight, g)
             b = tl.fma(tl.load(pixel + 2 * BLOCK_W), weight, b)
+            pixel += 3 * BLOCK_W
         number = y * size[1] + x
         r, g, b = run_program(
             r * share, g * share, b * share, number, size, program, count, programs, 0, READINGS=False

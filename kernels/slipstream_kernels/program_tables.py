@@ -56,13 +56,14 @@ def lay_out(
     out: Sequence[torch.Tensor],
     crop_of: np.ndarray,
     plan: Schedule,
+    reach: np.ndarray,
     *,
     block: int,
     strip: int,
 ) -> Memory:
     """Places for a schedule: an image's first pass reads its input, its last writes its output, and what is between
-    lies in float32 planes. crop_of: int64 [N], each image's crop. block: pixels of one reading's program. strip:
-    columns of a Gaussian blur's."""
+    lies in float32 planes. crop_of: int64 [N], each image's crop. reach: int64 [N], how many rows its Gaussian blurs
+    reach up and down. block: pixels of one reading's program. strip: columns of a Gaussian blur's."""
     image_of = np.arange(len(crop_of)) - np.searchsorted(crop_of, crop_of)
     height, width = np.array([image.shape[2:] for image in images], np.int64).reshape(-1, 2)[crop_of].T
     pixels = height * width
@@ -81,7 +82,8 @@ def lay_out(
     turn_1 = turn_0 + (pixels * 12)[:, None]
     is_first, is_last = before == 0, before == total - 1
 
-    lines = {schedule.BOX_LINE: pixels * 6, schedule.BLUR: height * (-(-width // strip) * strip) * 3}
+    blurred = (height + 2 * reach) * (-(-width // strip) * strip)
+    lines = {schedule.BOX_LINE: pixels * 6, schedule.BLUR: blurred * 3}
     line_planes = np.zeros(len(crop_of), np.int64)
     for launch in plan.launches:
         if launch.kind in lines:

@@ -15,7 +15,7 @@ from . import schedule
 from .blur import STRIP, blur_options, box_blur_kernel, box_line_kernel, box_options, box_reach, gaussian_blur_kernel
 from .color import equalize_kernel, launch_options, pixels_kernel, readings_kernel
 from .launch import check_device, launching_on
-from .ops import SHARPNESS, WARP, ProgramFormat, check_pixels, check_programs, empty_pixels
+from .ops import GAUSSIAN_BLUR, SHARPNESS, WARP, ProgramFormat, check_pixels, check_programs, empty_pixels
 from .program_checks import check_neighbours
 from .program_tables import PLACE_COLUMNS, addresses_of, crop_rows, group_rows, lay_out, task_rows
 from .schedule import Launch, Schedule, join_programs, plan_launches
@@ -23,10 +23,12 @@ from .schedule import count_launches as count_launches
 from .task_rows import TASK_COLUMNS
 
 MOST_WIDTH = 2**18
+MOST_HEIGHT = 2**22
 
 
 def check_spans(images: Sequence[torch.Tensor], out: Sequence[torch.Tensor]) -> None:
-    """Raise ValueError for a plane too large for the kernels' int32 offsets, or too wide for their float32 division."""
+    """Raise ValueError for a plane too large or high for the kernels' int32 offsets, or too wide for their float32
+    division."""
     for index, (image, tensor) in enumerate(zip(images, out, strict=True)):
         height, width = image.shape[2:]
         span = max(height * width, *(t.stride(2) * (height - 1) + t.stride(3) * (width - 1) for t in (image, tensor)))
@@ -34,6 +36,8 @@ def check_spans(images: Sequence[torch.Tensor], out: Sequence[torch.Tensor]) -> 
             raise ValueError(f"images[{index}] or its output spans {span} elements, allowed is less than 2**30")
         if width >= MOST_WIDTH:
             raise ValueError(f"images[{index}] is {width} pixels wide, allowed is less than {MOST_WIDTH}")
+        if height >= MOST_HEIGHT:
+            raise ValueError(f"images[{index}] is {height} pixels high, allowed is less than {MOST_HEIGHT}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +104,8 @@ def pack_programs(
     joined = join_programs([programs[index] for index in some])
     plan = plan_launches(joined)
     crop_of = np.repeat(np.arange(len(images)), [len(image) for image in images])
-    memory = lay_out(images, out, crop_of, plan, block=launch_options()["BLOCK"], strip=STRIP)
+    reach = np.where(joined[..., 0] == GAUSSIAN_BLUR, joined[..., 2], 0).max(1, initial=0).astype(np.int64) // 2
+    memory = lay_out(images, out, crop_of, plan, reach, block=launch_options()["BLOCK"], strip=STRIP)
     crops = crop_rows(images, out)
     all_tasks, all_groups, calls = [np.zeros((0, TASK_COLUMNS), np.int64)], [], []
     for launch in plan.launches:
