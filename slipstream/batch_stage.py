@@ -300,6 +300,20 @@ def check_batch_stages(field: str, stages: Any) -> tuple[BatchStage, ...]:
     return tuple(stages)
 
 
+def check_mixing(stages: Any, crops: Sequence[str], fields: Mapping[str, str]) -> tuple[BatchStage, ...]:
+    """A loader's batch stages as a tuple; ValueError for a label or a crop that its batches do not have."""
+    checked = check_batch_stages("batch_stages", stages)
+    for index, stage in enumerate(checked):
+        if stage.label not in fields:
+            raise ValueError(
+                f"batch_stages[{index}].label must be a field that is read, one of {list(fields)}, got {stage.label!r}"
+            )
+        for name in stage.crops or ():
+            if name not in crops:
+                raise ValueError(f"batch_stages[{index}].crops names {name!r}, the crops are {crops}")
+    return checked
+
+
 def check_labels(field: str, labels: np.ndarray, num_classes: int) -> None:
     """ValueError that names the first label, of whole numbers [B], that is outside [0, num_classes)."""
     wrong = (labels < 0) | (labels >= num_classes)
