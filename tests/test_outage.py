@@ -32,6 +32,7 @@ from slipstream import ReadError, SlipstreamDataset, SlipstreamLoader, Unavailab
 from slipstream.bad_samples import POLICIES
 from slipstream.fetch_ahead import FetchAhead
 from slipstream.pack import pack
+from slipstream.source import Kept
 from slipstream.source_litdata import open_litdata
 from slipstream.source_s3 import S3Origin
 
@@ -350,3 +351,13 @@ def test_a_source_of_ones_own_may_raise_it(policy):
                 failed += [*seen]
         assert (seen, failed) == ([*range(20)], [*range(8)] * 2)
         assert next(batches, None) is None
+
+
+def test_what_opens_a_file_hands_it_on_and_folds_the_rest():
+    def fails(key: type[OSError]) -> None:
+        raise key("no answer")
+
+    (kept,) = Kept().get([OSError], fails)
+    assert isinstance(kept, OSError)
+    with pytest.raises(UnavailableError, match="no answer"):
+        Kept().get([UnavailableError], fails)
