@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .plot import plot_crops as plot_crops
     from .plot import show_batch as show_batch
     from .source import ReadError as ReadError
+    from .source import UnavailableError as UnavailableError
     from .source_fields import PickleRefusedError as PickleRefusedError
     from .stage import MultiCropPipeline as MultiCropPipeline
     from .stage import Normalize as Normalize
@@ -78,6 +79,7 @@ _HOMES = {
     "plot_crops": "plot",
     "show_batch": "plot",
     "ReadError": "source",
+    "UnavailableError": "source",
     "PickleRefusedError": "source_fields",
     "MultiCropPipeline": "stage",
     "Normalize": "stage",

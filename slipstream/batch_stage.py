@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from itertools import accumulate
 from typing import Any
@@ -89,7 +89,7 @@ class BatchStage(ABC):
             in_list = isinstance(batch[name], list)
             for place, crop in enumerate(batch[name] if in_list else [batch[name]]):
                 if not crop.is_floating_point():
-                    raise TypeError(not_floats(self, name, crop.dtype))
+                    raise TypeError(_not_floats(self, name, crop.dtype))
                 if count is not None and len(crop) != count:
                     raise ValueError(f"{kind}: the crops must be of the same samples, got {count} and {len(crop)}")
                 count = len(crop)
@@ -287,7 +287,7 @@ def apply_batch_stages(
     return result, drawn
 
 
-def not_floats(stage: BatchStage, name: str, dtype: torch.dtype) -> str:
+def _not_floats(stage: BatchStage, name: str, dtype: torch.dtype) -> str:
     """Why a stage refuses a crop of this dtype."""
     return (
         f"{type(stage).__name__} mixes float images, got {dtype} for {name!r}: put Normalize or "
@@ -303,6 +303,25 @@ def check_batch_stages(field: str, stages: Any) -> tuple[BatchStage, ...]:
         if not isinstance(stage, BatchStage):
             raise TypeError(f"{field}[{index}] must be a MixUp, CutMix or RandomBatchChoice, got {checks.brief(stage)}")
     return tuple(stages)
+
+
+def check_mixing(
+    stages: Any, crops: Mapping[str, torch.dtype | None], fields: Collection[str]
+) -> tuple[BatchStage, ...]:
+    """A loader's batch stages as a tuple. ValueError for a label or a crop that its batches do not have, TypeError for a
+    crop whose dtype is known and not a float's."""
+    checked = check_batch_stages("batch_stages", stages)
+    for index, stage in enumerate(checked):
+        place = f"batch_stages[{index}]"
+        if stage.label not in fields:
+            raise ValueError(f"{place}.label must be a field that is read, one of {list(fields)}, got {stage.label!r}")
+        for name in crops if stage.crops is None else stage.crops:
+            if name not in crops:
+                raise ValueError(f"{place}.crops names {name!r}, the crops are {list(crops)}")
+            dtype = crops[name]
+            if dtype is not None and not dtype.is_floating_point:
+                raise TypeError(f"{place}: {_not_floats(stage, name, dtype)}")
+    return checked
 
 
 def check_labels(field: str, labels: np.ndarray, num_classes: int) -> None:

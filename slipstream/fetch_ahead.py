@@ -23,13 +23,16 @@ from .daemon import PARALLEL
 from .dataset import SlipstreamDataset
 from .progress import Bar
 from .sampler_windowed import Order, WindowedSampler
-from .source_cache import BAR_FROM, DISK_FULL, CachedFiles, StoppedError
+from .source import UnavailableError
+from .source_cache import BAR_FROM, CachedFiles, StoppedError
 from .source_cache_limit import SPARE
 
 STEPS = 1024
 # Files to come, beyond which the walk waits: enough that the threads never run dry.
 _TO_COME = 2 * PARALLEL
 _TICK = 0.02
+# Until a step that the cache folder had no way to hold is tried again.
+_PAUSE = 1.0
 # A download is given up at its next block. One that stalls ends by itself, and nobody waits for it.
 _PATIENCE = 0.3
 
@@ -38,7 +41,8 @@ class FetchAhead:
     """Holds and fetches the files of steps 0, 1, ... ahead of their reader, who calls `reading` for each in turn.
 
     numbers_of: step -> the numbers of its files. progress: a bar while there are several files to come. What cannot be
-    fetched is left to the reader, who meets the reason when the file is opened.
+    fetched is left to the reader, who meets the reason when the file is opened. While nothing can be fetched, as the
+    store or this machine fails, only the step that is read is held.
     """
 
     def __init__(
@@ -57,26 +61,41 @@ class FetchAhead:
         self._try_again = 0.0
         self._freed = 0  # bytes, since there was no room
         self._enough = 0 if files.limit is None else files.limit.max_bytes // SPARE
+        self._outage = False
         self._far = STEPS  # how many to hold, at most STEPS
         self._threads: list[threading.Thread] = []
         self._start("slipstream-ahead", self._walk)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """Wait for the files of the next step, and hold them for the while. Raises StoppedError once stopped."""
+        """Wait for the files of the next step, and hold them for the while. Raises StoppedError once stopped.
+
+        After an UnavailableError, of its own or of the caller's, it stays the next step.
+        """
         with self._changed:
+            if isinstance(self._error, UnavailableError):  # it may be over: the walk tries again
+                self._error = None
+                self._changed.notify_all()
             self._wait_for(lambda: self._coming.isdisjoint(self._held[0]) if self._held else self._error)
             if not self._held and self._error is not None:
                 raise self._error
         try:
             yield
-        finally:
-            with self._changed:
-                numbers = self._held.popleft() if self._held else ()
-                self._read += 1
-                self._far += 1
-                self._changed.notify_all()
-            self._freed += self._files.release(numbers)
+        except UnavailableError:
+            raise
+        except BaseException:
+            self._go_on()
+            raise
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        with self._changed:
+            numbers = self._held.popleft() if self._held else ()
+            self._read += 1
+            self._far += 1
+            self._changed.notify_all()
+        self._freed += self._files.release(numbers)
 
     @contextlib.contextmanager
     def reading_also(self, numbers: Sequence[int]) -> Iterator[None]:
@@ -143,7 +162,10 @@ class FetchAhead:
     def _walk(self) -> None:
         try:
             while self._read + len(self._held) < self._steps or self._held:
-                self._walk_on()
+                try:
+                    self._walk_on()
+                except UnavailableError as error:
+                    self._leave_to_reader(error)
         except StoppedError:
             pass
         except BaseException as error:  # whatever it is, the reader waits for this step
@@ -153,9 +175,21 @@ class FetchAhead:
         finally:
             self._files.end_ahead()
 
+    def _leave_to_reader(self, error: UnavailableError) -> None:
+        with self._changed:
+            if self._held:  # by the time that this step is read it may be over
+                self._changed.wait(_PAUSE)
+            else:
+                self._error = error
+                self._changed.notify_all()
+                self._wait_for(lambda: self._error is None)
+
     def _walk_on(self) -> None:
+        if self._outage:
+            self._outage = False
+            self._give_back(1)
         if self._files.limit is not None and len(self._held) > 0 and self._files.limit.is_asked():
-            self._give_back()
+            self._give_back(len(self._held) * 3 // 4)
             time.sleep(_TICK)
             return
         with self._changed:
@@ -182,11 +216,11 @@ class FetchAhead:
                 return
         self._files.release(numbers)
 
-    def _give_back(self) -> None:
+    def _give_back(self, keep: int) -> None:
         # The farthest, in the end all but the step that is being read or waited for, and go as far by and by only: all
         # at once, and others would remove what is wanted next, to fetch what they want later.
         with self._changed:
-            self._far = max(len(self._held) * 3 // 4, 1)
+            self._far = max(keep, 1)
             held = [self._held.pop() for _ in range(len(self._held) - self._far)]
             wanted = {number for numbers in (*self._held, self._also) for number in numbers}
             dropped = [number for number in self._queue if number not in wanted]
@@ -218,13 +252,25 @@ class FetchAhead:
                 self._files.fetch(number, self._on_bytes, has_room=True)
             except StoppedError:
                 return
+            except UnavailableError:
+                # Not remembered: when the file is read it may be over, and a disk that is full of what was fetched
+                # ahead has room.
+                self._drop_queue()
             except Exception as error:  # whatever it is, who opens the file meets it
-                # But by then there is room on a disk that is full of what was fetched ahead.
-                if getattr(error, "errno", None) not in DISK_FULL:
-                    self._files.remember(number, error)
+                self._files.remember(number, error)
             with self._changed:
                 self._coming.discard(number)
                 self._changed.notify_all()
+
+    def _drop_queue(self) -> None:
+        # Each would take as long to fail, and the reader waits for some of them.
+        with self._changed:
+            dropped = [*self._queue]
+            self._queue.clear()
+            self._coming.difference_update(dropped)
+            self._outage = True
+            self._changed.notify_all()
+        self._files.forgo(dropped)
 
     def _on_bytes(self, count: int) -> None:
         self._check()

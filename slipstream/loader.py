@@ -18,7 +18,7 @@ import torch
 
 from . import checks
 from .bad_samples import POLICIES, Report
-from .batch_stage import BatchStage, batch_stage_keys, check_batch_stages, not_floats
+from .batch_stage import BatchStage, batch_stage_keys, check_mixing
 from .dataset import SlipstreamDataset
 from .decode import Decoder
 from .decode_pillow import TRUNCATED
@@ -30,7 +30,7 @@ from .progress import tell_compiling
 from .sampler_windowed import WindowedSampler, make_sampler
 from .shares import Shares, choose_ranks, choose_tail, distributed_ranks
 from .state import fingerprint, make_state, read_state
-from .workers import Drawn, Resources, Work, end_from_any_thread, finish
+from .workers import Drawn, Outage, Resources, Work, end_from_any_thread, finish
 
 _log = logging.getLogger("slipstream")
 
@@ -67,7 +67,8 @@ class SlipstreamLoader:
     same seed gives the same bytes, whatever the batch size, the device's speed or the number of threads. Raises
     ValueError or TypeError that names the argument when made, and RuntimeError for a backend that cannot run there;
     at `next()` DecodeError or ReadError, naming samples, or ValueError for a pickled field that could run code, after
-    which iteration goes on with the next batch.
+    which iteration goes on with the next batch; and, under every `on_error`, UnavailableError where a store does not
+    answer or the cache folder is full or cannot be written, after which the next `next()` reads the same batch again.
     """
 
     def __init__(
@@ -117,7 +118,8 @@ class SlipstreamLoader:
         images = [name for name, kind in fields.items() if kind == "image"]
         pipelines = {} if pipelines is None else pipelines
         compiled = _compile(pipelines, fields, images, self.seed, exclude_fields)
-        mixing = _check_mixing(batch_stages, compiled, fields)
+        crops = {name: dtype for each in compiled.values() for name, dtype in each.crop_dtypes.items()}
+        mixing = check_mixing(batch_stages, crops, fields)
         backends = {
             name: self.backend if each.stage.backend is None else resolve_backend(each.stage.backend, self.device)
             for name, each in compiled.items()
@@ -280,6 +282,7 @@ class _Epoch:
         self._work = work
         self._progress = progress
         self._left = len(progress.shares)
+        self._outage = False  # was what the last next() ended with
         self.made: tuple[int, Any] | None = None  # the number of a batch, and what will be handed out
         weakref.finalize(self, end_from_any_thread, work.stop)
 
@@ -296,12 +299,22 @@ class _Epoch:
             if self._loader._progress is self._progress:
                 self._loader._progress = None  # the next state is the next epoch's beginning
             raise StopIteration
+        if self._outage:
+            self._work.try_again()
+            self._outage = False
         # Ctrl-C may come at any call: what was taken stays in `made` until it is counted and handed out.
         while self.made is None or self.made[0] < self._progress.steps:
             if not self._work.batches.take(self):
                 self._loader._resources.check_usable()
                 raise RuntimeError("this iterator was ended by a newer one of the same loader")
         made = self.made[1]
+        if isinstance(made, Outage):
+            # Not counted: the next call asks for the same batch.
+            self.made, self._outage = None, True
+            try:
+                raise made.error
+            finally:
+                del made  # as below
         if isinstance(made, Drawn):
             try:
                 made = self._launch(made)
@@ -326,25 +339,6 @@ class _Epoch:
             event = torch.cuda.Event()
             event.record(torch.cuda.current_stream(self._loader.device))
             resources.hold(event, [images for images, _, _ in drawn.images.values()])
-
-
-def _check_mixing(stages: Any, pipelines: Mapping[str, Pipeline], fields: Mapping[str, str]) -> tuple[BatchStage, ...]:
-    checked = check_batch_stages("batch_stages", stages)
-    dtypes = {name: dtype for pipeline in pipelines.values() for name, dtype in pipeline.crop_dtypes.items()}
-    crops = list(dtypes)
-    for index, stage in enumerate(checked):
-        if stage.label not in fields:
-            raise ValueError(
-                f"batch_stages[{index}].label must be a field that is read, one of {list(fields)}, got {stage.label!r}"
-            )
-        for name in stage.crops or ():
-            if name not in crops:
-                raise ValueError(f"batch_stages[{index}].crops names {name!r}, the crops are {crops}")
-        for name in crops if stage.crops is None else stage.crops:
-            dtype = dtypes[name]
-            if dtype is not None and not dtype.is_floating_point:
-                raise TypeError(f"batch_stages[{index}]: {not_floats(stage, name, dtype)}")
-    return checked
 
 
 def _read_fields(fields: Mapping[str, str], exclude_fields: Sequence[str], added: Sequence[str]) -> dict[str, str]:

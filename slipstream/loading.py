@@ -54,7 +54,8 @@ def load_batch(
 ) -> Decoded:
     """The samples at these positions, whose files are there, with bad ones by the loader's policy.
 
-    Raises ReadError or DecodeError where the policy is to raise, or where resampling finds nothing.
+    Raises ReadError or DecodeError where the policy is to raise, or where resampling finds nothing; UnavailableError,
+    whatever the policy, where the store or the cache folder fails.
     """
     ids = sample_ids_of(resources, sampler, epoch, positions)
     policy = resources.on_error
@@ -64,26 +65,31 @@ def load_batch(
     if not reasons:
         return decoded
     failures = _failures(resources, ids, reasons)
-    resources.record.add(policy, failures)
     rows = np.array(sorted(reasons))
     if policy == "replace":
+        resources.record.add(policy, failures)
         decoded.valid[rows] = False
         return decoded
     if policy == "skip":
+        resources.record.add(policy, failures)
         kept = np.ones(len(ids), bool)
         kept[rows] = False
         return _rows(decoded, kept)
+    met = [*failures]
     for attempt in range(TRIES):
         others = resampled_positions(sampler.seed, epoch, positions[rows], attempt, len(sampler))
         new_ids = sample_ids_of(resources, sampler, epoch, others)
         with nullcontext() if ahead is None else ahead.reading_also(numbers_of(resources.dataset, new_ids)):
             found, why = _load_what_can_be(resources, new_ids, valid[rows])
-        resources.record.add(policy, _failures(resources, new_ids, why))
+        met += _failures(resources, new_ids, why)
         good = np.array([row not in why for row in range(len(rows))])
         _put(decoded, rows[good], _rows(found, good))
         rows = rows[~good]
         if not len(rows):
-            return decoded
+            break
+    resources.record.add(policy, met)  # not before: after an outage all of this is done again
+    if not len(rows):
+        return decoded
     raise DecodeError(
         [(number, path, f"{reason}; {TRIES} others in its place failed too") for number, path, reason in failures]
     )

@@ -99,7 +99,8 @@ def pack(
     ("skip") and listed in the result and in dst/skipped.json; the ids after it then are not those of `src`.
 
     Raises FileExistsError for a `dst` that holds anything else, saying what differs; ValueError or TypeError for
-    arguments and for fields that cannot be stored; OSError and ReadError for files.
+    arguments and for fields that cannot be stored; OSError and ReadError for files; UnavailableError, also under
+    "skip", where the store of `src` does not answer or its cache folder cannot be written: the same call then goes on.
     """
     begin = time.perf_counter()
     skips = checks.one_of("on_error", on_error, ("raise", "skip")) == "skip"

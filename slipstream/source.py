@@ -39,6 +39,14 @@ class ReadError(RuntimeError):
         return f"{len(lines)} sample(s) could not be read\n  " + "\n  ".join(lines)
 
 
+class UnavailableError(OSError):
+    """The store or this machine fails, and not a sample: S3 does not answer, or the cache folder cannot be written.
+
+    No policy for bad samples takes it: it ends `next()`, and the next `next()` reads the same batch again. A source of
+    the user's own may raise it too.
+    """
+
+
 @runtime_checkable
 class Source(Protocol):
     """Encoded samples under the ids 0 to len(source) - 1. All methods may be called from several threads at once."""
@@ -54,7 +62,7 @@ class Source(Protocol):
         """Give the field's encoded bytes as read-only uint8 views [n_bytes] over memory maps.
 
         Raises IndexError for an id that does not exist, KeyError for a field, ReadError for samples that cannot be
-        read.
+        read, UnavailableError where that is no fault of theirs.
         """
         ...
 
@@ -178,7 +186,10 @@ class Kept(Generic[K, V]):
         self._lock = ProcessLock()
 
     def get(self, keys: Iterable[K], open_one: Callable[[K], V]) -> list[V | OSError | ValueError]:
-        """Give each key's value, opened where it is not kept; an OSError or ValueError of `open_one` is its value."""
+        """Give each key's value, opened where it is not kept; an OSError or ValueError of `open_one` is its value.
+
+        But an UnavailableError, which says nothing of the key, is raised.
+        """
         with self._lock:
             return [self._get(key, open_one) for key in keys]
 
@@ -189,6 +200,8 @@ class Kept(Generic[K, V]):
             return value
         try:
             value = self._values[key] = open_one(key)
+        except UnavailableError:
+            raise
         except (OSError, ValueError) as error:
             return error
         if len(self._values) > self._capacity:

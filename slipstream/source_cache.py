@@ -20,7 +20,9 @@ from typing import Any, TypeVar
 from . import checks
 from .daemon import in_threads
 from .progress import Bar
+from .source import UnavailableError
 from .source_cache_limit import CacheLimit
+from .source_faults import DISK_FULL, tells_cache_faults
 from .source_locks import only_one, remove_parts, sweep
 
 T = TypeVar("T")
@@ -30,7 +32,6 @@ BAR_FROM = 4
 _OPEN_TRIES = 3
 # Where a disk has no room, or no number, for one file more: its lock and the file itself may each need one removed.
 _FULL_TRIES = 3
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _REMEMBERED = 60.0
 _TOUCH_AFTER = 2.0
 # Of a file that came whole, by what its origin said, and yet is not as it should be.
@@ -60,7 +61,8 @@ class CachedFiles(ABC):
     """The files of a set, by number, each fetched into `folder` when it is first needed; thread-safe.
 
     A subclass says where a file is kept, whether it is there, and how it is made. With a `limit` files stay only while
-    they are held, or as long as there is room.
+    they are held, or as long as there is room. What is no fault of the file, but of the cache folder or of the store,
+    is an UnavailableError, which is an OSError.
     """
 
     noun = "files"
@@ -122,6 +124,7 @@ class CachedFiles(ABC):
         """Tell whether the file can be mapped without a fetch."""
         return self._find(number) is not None
 
+    @tells_cache_faults
     def path(self, number: int) -> str:
         """The file, ready to be mapped; fetched first if need be. Raises OSError, ValueError.
 
@@ -136,6 +139,7 @@ class CachedFiles(ABC):
             found = self._find(number) or self._target(number)
         return found
 
+    @tells_cache_faults
     def open(self, number: int, use: Callable[[str], T]) -> T:
         """use(path) of a file that is there, fetched if need be. Raises OSError, ValueError, and what `use` raises."""
         for left in reversed(range(_OPEN_TRIES)):
@@ -153,6 +157,7 @@ class CachedFiles(ABC):
                 self.release([number])
         raise AssertionError("the last try raises")
 
+    @tells_cache_faults
     def hold(
         self,
         numbers: Sequence[int],
@@ -233,7 +238,10 @@ class CachedFiles(ABC):
 
     @contextlib.contextmanager
     def held(self, numbers: Sequence[int]) -> Iterator[None]:
-        """Hold files and fetch those that are missing, several at once; what cannot be fetched is met by `open`."""
+        """Hold files and fetch those that are missing, several at once; what cannot be fetched is met by `open`.
+
+        Raises UnavailableError at once.
+        """
         left = {*(self.hold(numbers) or ())}
         failed: list[int] = []
 
@@ -241,6 +249,8 @@ class CachedFiles(ABC):
             left.discard(number)
             try:
                 self.fetch(number, has_room=True)
+            except UnavailableError:
+                raise  # the others would wait for the same in vain
             except (OSError, ValueError) as error:
                 # In place of a second fetch there: others may wait for whoever opens files.
                 self.remember(number, error)
@@ -296,6 +306,7 @@ class CachedFiles(ABC):
         """Bytes that fetching these will take; None if that is not known."""
         return self._bytes_of(numbers)
 
+    @tells_cache_faults
     def fetch(self, number: int, on_bytes: Callable[[int], object] | None = None, *, has_room: bool = False) -> None:
         """Put the file in place, unless it is there. Raises OSError, ValueError.
 
@@ -337,7 +348,7 @@ class CachedFiles(ABC):
                 break
         assert full is not None
         less = "a smaller " if self.limit is not None else ""
-        raise OSError(
+        raise UnavailableError(
             full.errno,
             f"{full.strerror} in {self.folder} for {self.place(number)}: free some, or give {less}max_cache_size",
         )

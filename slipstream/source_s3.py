@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from .daemon import DaemonExecutor, interruptibly
-from .source import ProcessLock
-from .source_cache import DISK_FULL, StoppedError
+from .source import ProcessLock, UnavailableError
+from .source_cache import StoppedError
+from .source_faults import DISK_FULL
 
 _CLIENT_OPTIONS = (
     "region_name",
@@ -33,12 +34,18 @@ _SECRETS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
 # Shorter ones would be found within ordinary words.
 _MASKED_FROM = 4
 _MISSING = ("404", "NoSuchKey", "NoSuchBucket", "NotFound")
+# Of credentials that were good once; 400 is how they are told where an answer has no body. 403 may be of one object.
+_EXPIRED = ("ExpiredToken", "InvalidToken", "TokenRefreshRequired", "RequestTimeTooSkewed", "400")
 # boto3 tries a request again until its answer begins; a body that breaks off, and a file that is missing for a moment,
-# are ours. Where every try first takes boto3 through all of its own, the time ends them.
+# are ours. Where every try first takes boto3 through all of its own, the time ends them; and nothing else does while
+# the store does not answer.
 _BODY_TRIES = 5
 _MISSING_TRIES = 3
 _FIRST_WAIT = 0.1
+_LONGEST_WAIT = 10.0
 _PATIENCE = 120.0
+_CHECKS = 0.1
+_NO_END = 1 << 60
 _ONE_PART = 1 << 60
 
 INDEX = "index.json"
@@ -50,6 +57,8 @@ _log = logging.getLogger(__name__)
 
 class S3Origin:
     """Files under an s3://bucket/prefix, read with boto3; what fails for a moment is tried again, with back-off.
+
+    A store that gives no answer is tried for two minutes, and then is an UnavailableError.
 
     `storage_options` are the arguments of boto3's `client` (endpoint_url, region_name, aws_access_key_id, ...,
     config), `profile_name` for its Session, and `unsigned=True` for a public bucket without credentials (litdata's
@@ -105,10 +114,14 @@ class S3Origin:
             with TransferManager(self._connect(), config, OSUtils(), DaemonExecutor) as manager:
                 S3Transfer(manager=manager).download_file(self._bucket, key, path, callback=on_bytes)
 
-        self._persistently(name, lambda: interruptibly(fetch_once))
+        check = None if on_bytes is None else lambda: on_bytes(0)
+        self._persistently(name, lambda: interruptibly(fetch_once), check)
 
-    def _persistently(self, name: str, work: Callable[[], T]) -> T:
-        """Do `work` on the file `name`, again after a failure that may pass. Raises OSError, as `_explained`."""
+    def _persistently(self, name: str, work: Callable[[], T], check: Callable[[], object] | None = None) -> T:
+        """Do `work` on the file `name`, again after a failure that may pass. Raises OSError, as `_explained`.
+
+        `check` is called while it waits, and may raise to give up.
+        """
         begin = time.monotonic()
         met: Counter[int] = Counter()  # each kind by itself: a body that broke off twice does not make a 404 final
         for number in itertools.count(1):
@@ -122,9 +135,11 @@ class S3Origin:
             met[tries] += 1
             if met[tries] >= tries or time.monotonic() - begin > _PATIENCE:
                 raise failure
-            wait = _FIRST_WAIT * 2 ** (number - 1)
+            wait = min(_FIRST_WAIT * 2 ** min(number - 1, 20), _LONGEST_WAIT)
+            if tries == _NO_END and met[tries] == 1:
+                _log.warning("%s; it is tried again for %.0f s", failure, _PATIENCE)
             _log.info("%s; try %d follows in %.1f s", failure, number + 1, wait)
-            time.sleep(wait)
+            _sleep(wait, check)
         raise AssertionError("the tries have an end")
 
     def _connect(self) -> Any:
@@ -159,8 +174,9 @@ class S3Origin:
         from botocore.exceptions import ClientError, NoCredentialsError, PartialCredentialsError
 
         error = getattr(error, "last_exception", None) or error
-        if isinstance(error, OSError) and error.errno in (*DISK_FULL, errno.ENOENT):
-            return OSError(error.errno, os.strerror(error.errno))  # of this machine's
+        if isinstance(error, OSError) and (error.filename or error.errno in (*DISK_FULL, errno.ENOENT)):
+            code = error.errno or errno.EIO
+            return OSError(code, os.strerror(code), error.filename)  # of this machine's
         reason = self._masked(str(error) or type(error).__name__)
         where = f"{self.name}{name}"
         if isinstance(error, ClientError):
@@ -171,7 +187,8 @@ class S3Origin:
                 reason += "; give credentials in storage_options, or {'unsigned': True} if the bucket is public"
         elif isinstance(error, (NoCredentialsError, PartialCredentialsError)):
             reason += "; give them in storage_options, or {'unsigned': True} if the bucket is public"
-        return OSError(f"cannot read {where}: {reason}")
+        kind = UnavailableError if _is_outage(error) else OSError
+        return kind(f"cannot read {where}: {reason}")
 
     def _masked(self, text: str) -> str:
         given = [self._options.get(key) for key in _SECRETS] + [os.environ.get(key.upper()) for key in _SECRETS]
@@ -195,6 +212,46 @@ class S3Origin:
         return {**self.__dict__, "_client": None, "_pid": 0}
 
 
+def _sleep(seconds: float, check: Callable[[], object] | None) -> None:
+    if check is None:
+        time.sleep(seconds)
+        return
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        check()
+        time.sleep(min(left, _CHECKS))
+    check()
+
+
+def _is_outage(error: Exception) -> bool:
+    """Tell whether boto3's `error` says nothing of the file: no answer came, or none but of the store itself."""
+    from botocore.exceptions import (
+        ClientError,
+        ConnectionError,
+        CredentialRetrievalError,
+        HTTPClientError,
+        MetadataRetrievalError,
+        ResponseStreamingError,
+    )
+
+    if isinstance(error, ClientError):
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0
+        return status == 429 or (status >= 500 and status != 501) or _is_of_credentials(error)
+    # A body that breaks off each time may be a damaged file, for which some stores do that.
+    if isinstance(error, ResponseStreamingError):
+        return False
+    silent = (ConnectionError, HTTPClientError, CredentialRetrievalError, MetadataRetrievalError, TimeoutError)
+    return isinstance(error, silent) or _is_of_credentials(error)
+
+
+def _is_of_credentials(error: Exception) -> bool:
+    from botocore.exceptions import ClientError, NoCredentialsError, PartialCredentialsError
+
+    if isinstance(error, ClientError):
+        return str(error.response.get("Error", {}).get("Code")) in _EXPIRED
+    return isinstance(error, (NoCredentialsError, PartialCredentialsError))
+
+
 def _tries(error: Exception) -> int:
     """How often to try what failed with boto3's `error`, the first try counted."""
     from boto3.exceptions import RetriesExceededError
@@ -207,6 +264,8 @@ def _tries(error: Exception) -> int:
     )
     from s3transfer.exceptions import S3DownloadFailedError, S3ValidationError
 
+    if _is_outage(getattr(error, "last_exception", None) or error):
+        return 1 if _is_of_credentials(error) else _NO_END
     if isinstance(error, ClientError):
         return _MISSING_TRIES if str(error.response.get("Error", {}).get("Code")) in _MISSING else 1
     broken = (

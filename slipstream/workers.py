@@ -35,9 +35,10 @@ from .pipeline import Pipeline
 from .plan import Plan
 from .sampler_windowed import Order
 from .shares import Shares
-from .source import ReadError
+from .source import ReadError, UnavailableError
 
 _PATIENCE = 0.3  # seconds
+_NO_END = 1 << 60
 
 
 @dataclass(kw_only=True, slots=True, weakref_slot=True)
@@ -112,6 +113,13 @@ class Drawn:
     valid: np.ndarray
 
 
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """In a batch's place: it could not be read, through no fault of its samples, and is read again when asked for."""
+
+    error: UnavailableError
+
+
 class Work:
     """One epoch's two threads and the channels between them; more threads where files are to be fetched."""
 
@@ -130,10 +138,11 @@ class Work:
         )
         self._decoded = Channel(1)
         self.batches = Channel(resources.prefetch)
+        self._again = Channel(_NO_END)
         self._threads = [
             threading.Thread(
                 target=decode_batches,
-                args=(resources, self._decoded, sampler, epoch, shares, self._ahead),
+                args=(resources, self._decoded, self._again, sampler, epoch, shares, self._ahead),
                 name="slipstream-decode",
                 daemon=True,
             ),
@@ -148,6 +157,10 @@ class Work:
         for thread in self._threads:
             thread.start()
 
+    def try_again(self) -> None:
+        """Read the batch again that an Outage took the place of."""
+        self._again.put(None)
+
     def stop(self) -> None:
         """End the threads, after the step that each is in; what was made ahead is dropped.
 
@@ -158,6 +171,7 @@ class Work:
         self.stopped = True
         self._decoded.close()
         self.batches.close()
+        self._again.close()
         if self._ahead is not None:
             self._ahead.stop()
         reading, planning = self._threads
@@ -242,10 +256,18 @@ def _wake(hints: SimpleQueue[None]) -> None:
 
 
 def decode_batches(
-    resources: Resources, out: Channel, sampler: Order, epoch: int, shares: Shares, ahead: FetchAhead | None
+    resources: Resources,
+    out: Channel,
+    again: Channel,
+    sampler: Order,
+    epoch: int,
+    shares: Shares,
+    ahead: FetchAhead | None,
 ) -> None:
-    # The first thread: ids, bytes, pixels. An error takes its batch's place.
-    for step in range(len(shares)):
+    # The first thread: ids, bytes, pixels. An error takes its batch's place; after an outage, which says nothing of the
+    # batch, it is made once the consumer asks `again`: until then nobody knows of anything that has changed.
+    step = 0
+    while step < len(shares):
         try:
             positions, valid = shares.positions(step)
             if out.closed:
@@ -256,14 +278,22 @@ def decode_batches(
             if isinstance(error, (ReadError, DecodeError)):
                 resources.record.add("raise", error.failures)
             made = _without_locals(error)
+            if isinstance(error, UnavailableError):
+                made = Outage(error)
+        failed = isinstance(made, Outage)
         if not out.put(made):
             return
         del made
+        if not failed:
+            step += 1
+        elif again.get() is CLOSED:
+            return
 
 
 def crop_batches(resources: Resources, source: Channel, out: Channel, epoch: int, num_batches: int) -> None:
     # The second thread: the plan, and on the CPU the crops too. Its batches have their numbers.
-    for number in range(num_batches):
+    number = 0
+    while number < num_batches:
         made = source.get()
         if made is CLOSED:
             return
@@ -276,6 +306,7 @@ def crop_batches(resources: Resources, source: Channel, out: Channel, epoch: int
                 made = _without_locals(error)
         if not out.put((number, made)):
             return
+        number += not isinstance(made, Outage)
         del made
 
 

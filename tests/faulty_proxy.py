@@ -160,5 +160,6 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-_CODES = {"503": "SlowDown", "404": "NoSuchKey", "403": "InvalidAccessKeyId"}
+_CODES = {"503": "SlowDown", "404": "NoSuchKey", "403": "InvalidAccessKeyId", "400": "ExpiredToken"}
+_CODES["429"] = "TooManyRequests"
 _OWN_HEADERS = ("content-length", "transfer-encoding", "connection")
