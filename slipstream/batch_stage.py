@@ -288,7 +288,6 @@ def apply_batch_stages(
 
 
 def _not_floats(stage: BatchStage, name: str, dtype: torch.dtype) -> str:
-    """Why a stage refuses a crop of this dtype."""
     return (
         f"{type(stage).__name__} mixes float images, got {dtype} for {name!r}: put Normalize or "
         f"ToDtype(torch.float32, scale=True) at the end of its pipeline, or name the others in crops="
@@ -308,8 +307,8 @@ def check_batch_stages(field: str, stages: Any) -> tuple[BatchStage, ...]:
 def check_mixing(
     stages: Any, crops: Mapping[str, torch.dtype | None], fields: Collection[str]
 ) -> tuple[BatchStage, ...]:
-    """A loader's batch stages as a tuple. ValueError for a label or a crop that its batches do not have, TypeError for a
-    crop whose dtype is known and not a float's."""
+    """A loader's batch stages as a tuple. ValueError for a label or a crop that its batches do not have, TypeError for
+    a crop whose dtype is known and not a float's."""
     checked = check_batch_stages("batch_stages", stages)
     for index, stage in enumerate(checked):
         place = f"batch_stages[{index}]"

@@ -44,6 +44,8 @@ _MISSING_TRIES = 3
 _FIRST_WAIT = 0.1
 _LONGEST_WAIT = 10.0
 _PATIENCE = 120.0
+# With a store that has not answered yet: its name may be misspelled.
+_FIRST_PATIENCE = 10.0
 _CHECKS = 0.1
 _NO_END = 1 << 60
 _ONE_PART = 1 << 60
@@ -58,7 +60,8 @@ _log = logging.getLogger(__name__)
 class S3Origin:
     """Files under an s3://bucket/prefix, read with boto3; what fails for a moment is tried again, with back-off.
 
-    A store that gives no answer is tried for two minutes, and then is an UnavailableError.
+    A store that gives no answer is tried for two minutes, or ten seconds if it never gave one, and then is an
+    UnavailableError.
 
     `storage_options` are the arguments of boto3's `client` (endpoint_url, region_name, aws_access_key_id, ...,
     config), `profile_name` for its Session, and `unsigned=True` for a public bucket without credentials (litdata's
@@ -83,6 +86,7 @@ class S3Origin:
         self._client: Any = None
         self._pid = 0
         self._written = ""
+        self._answered = False
 
     def identity(self) -> str:
         # Other labels may leave every number in an index as it was: when it was written tells such sets apart.
@@ -126,18 +130,21 @@ class S3Origin:
         met: Counter[int] = Counter()  # each kind by itself: a body that broke off twice does not make a 404 final
         for number in itertools.count(1):
             try:
-                return work()
+                result = work()
+                self._answered = True
+                return result
             except StoppedError:
                 raise
             except Exception as error:
                 failure, tries = self._explained(error, name), _tries(error)
             # Outside the clause, so that boto3's error, which may hold credentials, is not the context of ours.
             met[tries] += 1
-            if met[tries] >= tries or time.monotonic() - begin > _PATIENCE:
+            patience = _PATIENCE if self._answered else min(_PATIENCE, _FIRST_PATIENCE)
+            if met[tries] >= tries or time.monotonic() - begin > patience:
                 raise failure
             wait = min(_FIRST_WAIT * 2 ** min(number - 1, 20), _LONGEST_WAIT)
             if tries == _NO_END and met[tries] == 1:
-                _log.warning("%s; it is tried again for %.0f s", failure, _PATIENCE)
+                _log.warning("%s; it is tried again for %.0f s", failure, patience)
             _log.info("%s; try %d follows in %.1f s", failure, number + 1, wait)
             _sleep(wait, check)
         raise AssertionError("the tries have an end")
