@@ -27,7 +27,7 @@ def test_damaged_bytes_do_no_harm(tmp_path: Path, request: pytest.FixtureRequest
     command = [sys.executable, fuzzing.__file__, str(tmp_path), "--seconds", str(seconds), "--seed", str(seed)]
     limit = seconds + fuzzing.HANG + STARTING
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=limit, check=False)
     except subprocess.TimeoutExpired:
         pytest.fail(f"hangs: {under_way(tmp_path)}")
     results = [line for line in done.stdout.splitlines() if line.startswith("FUZZ ")]
