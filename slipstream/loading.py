@@ -66,12 +66,12 @@ def load_batch(
         return decoded
     failures = _failures(resources, ids, reasons)
     rows = np.array(sorted(reasons))
-    if policy == "replace":
+    if policy != "resample":
         resources.record.add(policy, failures)
+    if policy == "replace":
         decoded.valid[rows] = False
         return decoded
     if policy == "skip":
-        resources.record.add(policy, failures)
         kept = np.ones(len(ids), bool)
         kept[rows] = False
         return _rows(decoded, kept)

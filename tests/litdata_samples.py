@@ -30,6 +30,11 @@ def photos(count: int) -> list[dict]:
     return [{"image": jpeg(i), "label": i % 3, "path": f"class/{i}.jpg"} for i in range(count)]
 
 
+def largest_chunk(folder: Path) -> int:
+    """Bytes of the largest chunk of a set."""
+    return max(path.stat().st_size for path in folder.glob("*.bin"))
+
+
 def edit_index(folder: Path, change) -> None:
     index = json.loads((folder / "index.json").read_text())
     change(index)

@@ -41,6 +41,7 @@ TOLERANCES = {
     "equalize": 0.0,  # whole numbers, and a multiplication
     "sharpness": 2e-6,  # nine products and their sum, in any order, times the factor
     "gaussian_blur": 2e-5,  # torchvision sums the products of both axes at once; its weights are rounded twice
+    "gaussian_blur_float64": 1e-6,  # of torchvision's in float64: weights good to 2.4e-7 each, and sums in float32
     "warp_nearest": 0.0,  # a copy, away from where places are rounded
     "warp_bilinear": 1e-4,  # places are good to PLACE_MARGIN, and neighbouring pixels differ by 1 at the most
     "program": 1e-5,  # each operation's own, times the factors (to 1.4) of those after it

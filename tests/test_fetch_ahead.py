@@ -18,7 +18,7 @@ import zstandard
 from botocore.config import Config
 from cache_files import used
 from faulty_proxy import FaultyProxy
-from litdata_samples import edit_index, jpeg, maps_of, photos, plain, write
+from litdata_samples import edit_index, jpeg, largest_chunk, maps_of, photos, plain, write
 from s3_store import KEYS, bucket_in, upload
 from tar_samples import sample
 from tar_samples import write as write_tar
@@ -42,7 +42,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def size(folder: Path) -> int:
-    return max(path.stat().st_size for path in folder.glob("*.bin"))
+    return largest_chunk(folder)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ import pytest
 from botocore.config import Config
 from cache_files import Files, text
 from faulty_proxy import FaultyProxy
-from litdata_samples import photos, plain, write
+from litdata_samples import largest_chunk, photos, plain, write
 from own_source import ImageSource
 from pack_sets import files_in
 from s3_store import KEYS, bucket_in, upload
@@ -51,7 +51,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def size(folder: Path) -> int:
-    return max(path.stat().st_size for path in folder.glob("*.bin"))
+    return largest_chunk(folder)
 
 
 @pytest.fixture(scope="module")

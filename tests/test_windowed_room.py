@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cache_files import SIZE, Files
-from litdata_samples import photos, plain, write
+from litdata_samples import largest_chunk, photos, plain, write
 
 from slipstream import SlipstreamDataset, SlipstreamLoader
 from slipstream.fetch_ahead import FetchAhead
@@ -37,7 +37,7 @@ def loader_of(dataset: SlipstreamDataset, **more) -> SlipstreamLoader:
 
 
 def least(folder: Path, cache: Path, **more) -> int:
-    chunk = max(path.stat().st_size for path in folder.glob("*.bin"))
+    chunk = largest_chunk(folder)
     with pytest.raises(ValueError, match="lanes of 5 chunks") as caught:
         loader_of(dataset_of(folder, cache, chunk), **more)
     return int(re.findall(r"give (\d+) bytes or more", str(caught.value))[0])

@@ -8,6 +8,8 @@ from triton import knobs
 
 # Triton's interpreter cuts bfloat16 off where the hardware rounds it, and need not fuse a multiply-add.
 INTERPRETED = tl.constexpr(knobs.runtime.interpret)
+# The float32 nearest to 1 / 255.
+BYTE_STEP = tl.constexpr(0.00392156862745098)
 
 
 @triton.jit
@@ -126,7 +128,7 @@ def unit_to_byte(x):
 @triton.jit
 def byte_to_unit(byte):
     """A byte as a float32 in [0, 1]: times the nearest float32 to 1 / 255, as torchvision does."""
-    return byte.to(tl.float32) * 0.00392156862745098
+    return byte.to(tl.float32) * BYTE_STEP
 
 
 @triton.jit

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from triton import knobs
 
-from ._math import byte_to_unit, reflect, unit_to_byte
+from ._math import BYTE_STEP, byte_to_unit, reflect, unit_to_byte
 from .color import run_program, size_of
 from .task_rows import find_task, load_channel, load_pixels, rows_and_columns, store_pixels
 
@@ -100,15 +100,7 @@ def gaussian_total(radius, exponent):
 
 
 @triton.jit
-def gaussian_across(
-    line,
-    channel_step,
-    column_step,
-    x,
-    width,
-    radius,
-    exponent,
-):
+def gaussian_across(line, channel_step, column_step, x, width, radius, exponent):
     # The weighted sums across, not yet normalized, at columns x of rows that begin at `line`, of bytes or floats.
     r = tl.zeros_like(x).to(tl.float32)
     g = r
@@ -170,7 +162,7 @@ def gaussian_blur_kernel(tasks, groups, num_groups, crops, programs, BLOCK_W: tl
 
     # down
     held_lane = lane + (held_x - x)
-    share *= tl.where(is_bytes, 0.00392156862745098, 1.0)  # byte_to_unit's
+    share *= tl.where(is_bytes, BYTE_STEP, 1.0)
     count = (tl.load(task + 6) - first).to(tl.int32)
     target = tl.load(task + 2)
     for row in range(0, height, BLOCK_H):

@@ -111,7 +111,7 @@ def nearest_two(place, last):
 
 
 @triton.jit
-def load_pixels(pixel, channel_step):
+def load_bytes(pixel, channel_step):
     # The three channels of pixels (int32).
     r = tl.load(pixel).to(tl.int32)
     g = tl.load(pixel + channel_step).to(tl.int32)
@@ -213,7 +213,7 @@ def resized_crop_kernel(
         for tap in range(x_taps):
             weight = tl.load(weights_of_tap)
             if not PLANES:
-                r, g, b = load_pixels(pixel, channel_step)
+                r, g, b = load_bytes(pixel, channel_step)
             elif is_planes:
                 column = left + tap + x_first
                 near, far = nearest_two(column, last_column)
@@ -225,7 +225,7 @@ def resized_crop_kernel(
                 g = byte_of_planes(luma, cb * -22554 + cr * -46802 + 32768)
                 b = byte_of_planes(luma, cb * 116130 + 32768)
             else:
-                r, g, b = load_pixels(pixel, channel_step)
+                r, g, b = load_bytes(pixel, channel_step)
             red += weight * r
             green += weight * g
             blue += weight * b
