@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numba
 import numpy as np
+import slipstream_kernels  # noqa: F401  (where Numba keeps what it compiles)
 from numba import types
 
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA

@@ -21,6 +21,7 @@ def tell_compiling() -> Any:
     Gives the listener, which stays registered.
     """
     from numba.core import event
+    from slipstream_kernels import numba_cache
 
     class Listener(event.Listener):
         told = False
@@ -29,7 +30,8 @@ def tell_compiling() -> Any:
             package = event.data["dispatcher"].py_func.__module__.partition(".")[0]
             if not self.told and package in ("slipstream", "slipstream_kernels"):
                 self.told = True
-                print("slipstream: compiling CPU kernels, once on this machine (up to a minute)", flush=True)
+                where = "once on this machine" if numba_cache.STAYS else "in this process"
+                print(f"slipstream: compiling CPU kernels, {where} (up to a minute)", flush=True)
 
         def on_end(self, event: Any) -> None:
             pass
