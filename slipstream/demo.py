@@ -17,6 +17,7 @@ import torch
 from . import __version__
 from .crop import MultiRandomResizedCrop
 from .dataset import SlipstreamDataset
+from .device import usable_cores
 from .loader import SlipstreamLoader
 from .pack import pack
 from .plot import plot_crops
@@ -107,7 +108,7 @@ def run_demo(
     order = Sampler(len(whole), shuffle=not remote, seed=0)
     ids = order.sample_ids(0, np.arange(min(wanted, len(whole))))
     dataset = SlipstreamDataset(whole.source, indices=np.resize(ids, wanted))
-    threads = len(os.sched_getaffinity(0))
+    threads = usable_cores()
 
     def loader(pipelines: dict[str, Any]) -> SlipstreamLoader:
         return SlipstreamLoader(

@@ -10,6 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
+# Microseconds, and of how many: version 2 of cgroups has both in one file. A container sees its own limit there.
+_CPU_LIMITS = [
+    ("/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/cpu.max"),
+    ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
+]
+
 
 def choose_device(given: torch.device | str | None) -> torch.device:
     """The device that a loader's argument means; ValueError for one that is unknown or not there.
@@ -49,7 +55,25 @@ def choose_device(given: torch.device | str | None) -> torch.device:
 
 def own_cores() -> int:
     """This process's share of the cores: under torchrun the processes of one machine share them."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def usable_cores() -> int:
+    """The cores that this process may run on, and no more than a container's limit on their time comes to.
+
+    `docker run --cpus 2`, or a limit of Kubernetes, leaves a process all cores of the machine to run on, and stops all
+    of its threads once they have used up what two cores have in a tenth of a second.
+    """
+    cores = len(os.sched_getaffinity(0))
+    for quota_file, period_file in _CPU_LIMITS:
+        try:
+            with open(quota_file) as quota, open(period_file) as period:
+                share, length = quota.read().split()[0], period.read().split()[-1]
+            if share.isdecimal():  # and neither "max" nor -1
+                cores = min(cores, -(-int(share) // int(length)))
+        except (OSError, ValueError, IndexError, ZeroDivisionError):
+            continue  # no such limit, or not told as cgroups tell it
+    return max(1, cores)
 
 
 def resolve_backend(backend: str | None, device: torch.device) -> str:

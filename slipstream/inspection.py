@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -212,6 +211,7 @@ class _Trial:
         import torch
 
         from .decode import DecodeError, Decoder
+        from .device import usable_cores
 
         self._source = source
         self._max_pixels = max_pixels
@@ -219,7 +219,7 @@ class _Trial:
         self._decoder = Decoder(
             device=torch.device("cpu"),
             max_batch=_BATCH_IMAGES,
-            num_threads=len(os.sched_getaffinity(0)),
+            num_threads=usable_cores(),
             max_pixels=max_pixels,
         )
         self._ids: list[int] = []

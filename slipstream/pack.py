@@ -16,6 +16,7 @@ from typing import Any
 from . import checks
 from .daemon import in_threads
 from .dataset import SlipstreamDataset
+from .device import usable_cores
 from .pack_chunks import ChunkCutter
 from .pack_fields import Failure, Layout
 from .pack_folder import Block, PackFolder, chunk_prefix
@@ -105,7 +106,7 @@ def pack(
     begin = time.perf_counter()
     skips = checks.one_of("on_error", on_error, ("raise", "skip")) == "skip"
     if num_workers is None:
-        num_workers = min(_MAX_THREADS, len(os.sched_getaffinity(0)))
+        num_workers = min(_MAX_THREADS, usable_cores())
     num_workers = checks.whole("num_workers", num_workers, 1)
     # Offsets within a chunk are 32-bit; half of that leaves room for the item that crosses the mark.
     limit = checks.byte_count("chunk_bytes", chunk_bytes, most="2GB")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from slipstream import yuv420
+from slipstream import device, yuv420
 from slipstream.decode_rows import Rows
 from slipstream.device import choose_device
 
@@ -69,3 +71,32 @@ def test_a_stream_is_entered_on_its_own_device_which_a_thread_need_not_have(monk
     image = np.frombuffer(yuv420.encode(np.zeros((4, 6, 3), np.uint8)), np.uint8)
     rows.put_stored([1], [image], [(4, 6)])
     assert copied_inside == [[stream.device, stream], [stream.device]] * 2
+
+
+@pytest.mark.parametrize(
+    ("cpu_max", "v1", "cores"),
+    [
+        (None, None, 8),  # no container, or no limit
+        ("max 100000\n", None, 8),
+        ("200000 100000\n", None, 2),
+        ("250000 100000\n", None, 3),
+        ("50000 100000\n", None, 1),
+        ("9900000 100000\n", None, 8),
+        (None, ("-1\n", "100000\n"), 8),
+        (None, ("300000\n", "100000\n"), 3),
+        ("\n", ("300000\n", "0\n"), 8),
+    ],
+)
+def test_a_containers_limit_on_time_is_a_limit_of_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu_max: str | None, v1: tuple[str, str] | None, cores: int
+) -> None:
+    files = [tmp_path / name for name in ("cpu.max", "quota", "period")]
+    for file, text in zip(files, [cpu_max, *(v1 or (None, None))], strict=True):
+        if text is not None:
+            file.write_text(text)
+    both, quota, period = map(str, files)
+    monkeypatch.setattr(device, "_CPU_LIMITS", [(both, both), (quota, period)])
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    assert device.usable_cores() == cores
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert device.own_cores() == max(1, cores // 2)
