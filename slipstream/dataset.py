@@ -184,8 +184,24 @@ def _open_local(name: str, place: Any, cache: dict[str, Any], storage_options: A
         return _open_tables(folder, ".arrow")
     extension = _shards_in(folder)
     if extension is None:
-        return FolderSource(folder)
+        return _open_images(folder)
     return open_tar(folder, **cache) if extension == ".tar" else _open_tables(folder, extension)
+
+
+def _open_images(folder: str) -> Source:
+    try:
+        return FolderSource(folder)
+    except ValueError as error:
+        with os.scandir(folder) as entries:
+            sets = sorted(entry.path for entry in entries if entry.is_dir() and _is_set(entry.path))
+        if not sets:
+            raise
+        raise ValueError(f"{error}; give one set, such as {sets[0]}") from None
+
+
+def _is_set(folder: str) -> bool:
+    names = os.listdir(folder)
+    return "index.json" in names or any(os.path.splitext(name)[1].lower() in _SHARDS for name in names)
 
 
 def _open_files(name: str, place: str, cache: dict[str, Any]) -> Source:

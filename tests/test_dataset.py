@@ -211,3 +211,19 @@ def test_repr_says_where_and_how_much(chunks):
         f"SlipstreamDataset(LitDataSource('{chunks}', 10 samples, fields=['image', 'label', 'path']))"
     )
     assert "2 of its samples" in repr(SlipstreamDataset(chunks, indices=[1, 2]))
+
+
+@pytest.mark.parametrize("name", ["index.json", "train-00000-of-00002.parquet", "0000.tar", "data.arrow"])
+def test_a_folder_of_sets_is_told_which_to_give(tmp_path, name):
+    """The root of a Hugging Face repository holds data/*.parquet, one of packed splits train/ and val/."""
+    for folder in ("docs", "train", "val"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / ("notes.txt" if folder == "docs" else name)).touch()
+    with pytest.raises(
+        ValueError, match=rf"'docs' of .* holds no image file .*; give one set, such as {tmp_path}/train$"
+    ):
+        SlipstreamDataset(local_dir=tmp_path)
+    (tmp_path / "train" / name).unlink()
+    (tmp_path / "val" / name).unlink()
+    with pytest.raises(ValueError, match=r"'docs' of .* holds no image file \([ .a-z]*\)$"):
+        SlipstreamDataset(local_dir=tmp_path)
