@@ -370,7 +370,7 @@ def _compile(
         if name in exclude_fields:
             raise ValueError(f"pipelines names {name!r}, which exclude_fields leaves out")
         if name not in images:
-            kind = f" (a field of {fields[name]})" if name in fields else ""
+            kind = f" (a field of {fields[name]}, not of files such as JPEG's)" if name in fields else ""
             raise ValueError(f"pipelines names {name!r}{kind}, the dataset's image fields are {list(images)}")
     scopes = {name: name if len(images) > 1 else "" for name in pipelines}
     compiled = {name: Pipeline(stages, seed=seed, field=name, scope=scopes[name]) for name, stages in pipelines.items()}

@@ -34,7 +34,7 @@ from slipstream import MultiCropPipeline, MultiRandomResizedCrop, Normalize, Ran
         (
             dict(pipelines={"label": RandomResizedCrop(8)}),
             ValueError,
-            r"pipelines names 'label' \(a field of int\), the",
+            r"pipelines names 'label' \(a field of int, not of files such as JPEG's\), the",
         ),
         (dict(pipelines=[RandomResizedCrop(8)]), TypeError, "pipelines must be a dict"),
         (dict(pipelines=[]), TypeError, r"pipelines must be a dict of image field -> stages, got \[\]"),
