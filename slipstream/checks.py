@@ -151,3 +151,12 @@ def _index(value: Any) -> int | None:
         return operator.index(value)
     except TypeError:
         return None
+
+
+def refuse_torchvision(field: str, value: Any) -> None:
+    """Raise TypeError for a transform of torchvision's: many have the names of ours, and print as ours do."""
+    if type(value).__module__.startswith("torchvision."):
+        raise TypeError(
+            f"{field} must not be torchvision's {type(value).__name__}: use slipstream's, which draw for each sample "
+            f"and not once for a batch, or a function that calls it, if that is what you want"
+        )

@@ -119,6 +119,7 @@ def _named_crop(name: str, given: Any) -> Crop:
             raise ValueError(f"crops[{name!r}]: boxes must be a field's name or (top, left, height, width), got None")
         return given
     if not isinstance(given, Mapping):
+        checks.refuse_torchvision(f"crops[{name!r}]", given)
         raise TypeError(f"crops[{name!r}] must be a dict of parameters or a crop, got {given!r}")
     allowed = [field.name for field in fields(RandomResizedCrop) if field.name not in ("_", "return_boxes", "backend")]
     unknown = [key for key in given if key not in allowed]

@@ -55,7 +55,9 @@ class Pipeline:
     def __init__(self, stages: Any, *, seed: int = 0, field: str = "image", scope: str = "") -> None:
         if isinstance(stages, CROP_STAGES):
             stages = [stages]
-        if not isinstance(stages, Sequence) or not stages or not isinstance(stages[0], CROP_STAGES):
+        first = stages[0] if isinstance(stages, Sequence) and stages else stages
+        if first is stages or not isinstance(first, CROP_STAGES):
+            checks.refuse_torchvision(f"pipelines[{field!r}]", first)
             raise TypeError(
                 f"pipelines[{field!r}] must begin with a crop stage (RandomResizedCrop, CenterCrop, "
                 f"MultiRandomResizedCrop, ...), got {checks.brief(stages)}"

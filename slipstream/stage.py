@@ -167,11 +167,7 @@ def check_stages(field: str, stages: Any) -> tuple[Stage, ...]:
 
 def check_stage(field: str, stage: Any) -> Stage:
     """One stage; TypeError that names its place for what is none."""
-    if type(stage).__module__.startswith("torchvision."):
-        raise TypeError(
-            f"{field} must not be torchvision's {type(stage).__name__}, which draws once for a batch and not by "
-            f"sample: use slipstream's, or wrap it in a function if that is what you want"
-        )
+    checks.refuse_torchvision(field, stage)
     if isinstance(stage, type) or not (isinstance(stage, (ProgramStage, PointwiseStage)) or is_own(stage)):
         raise TypeError(
             f"{field} must be a stage (RandomHorizontalFlip, ColorJitter, Normalize, ...), a function on a tensor "

@@ -142,6 +142,11 @@ BAD_CROPS: list[tuple[Callable[[], Any], type[Exception], str]] = [
         "crops['a'] must be a dict of parameters or a crop, got 224",
     ),
     (
+        lambda: MultiRandomResizedCrop({"a": v2.RandomResizedCrop(8)}),
+        TypeError,
+        "crops['a'] must not be torchvision's RandomResizedCrop: use",
+    ),
+    (
         lambda: MultiRandomResizedCrop({"a": RandomResizedCrop}),
         TypeError,
         "crops['a'] must be a dict of parameters or a crop",
@@ -231,7 +236,7 @@ BAD_STAGES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (
         lambda: MultiCropPipeline({"a": [v2.RandomHorizontalFlip()]}),
         TypeError,
-        "pipelines['a'][0] must not be torchvision's RandomHorizontalFlip, which draws once for a batch",
+        "pipelines['a'][0] must not be torchvision's RandomHorizontalFlip: use slipstream's, which draw for",
     ),
     (lambda: MultiCropPipeline({"a": [NAMED]}), TypeError, "pipelines['a'][0] must be a stage (RandomHorizontalFlip,"),
     (lambda: MultiCropPipeline({"a": []}, seed=0.5), TypeError, "seed must be an int or None, got 0.5"),
@@ -241,6 +246,12 @@ BAD_PIPELINES: list[tuple[Any, type[Exception], str]] = [
     ([], TypeError, FIRST),
     (None, TypeError, FIRST),
     ("RandomResizedCrop", TypeError, FIRST),
+    (
+        [v2.RandomResizedCrop(8), NORMALIZE],
+        TypeError,
+        "pipelines['image'] must not be torchvision's RandomResizedCrop: ",
+    ),
+    (v2.Compose([v2.CenterCrop(8)]), TypeError, "pipelines['image'] must not be torchvision's Compose: "),
     (
         [crop(subset_of="global_0")],
         ValueError,
