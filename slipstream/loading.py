@@ -149,14 +149,20 @@ def _read(source: Source, ids: np.ndarray, field: str) -> list[np.ndarray]:
     # The encoded bytes; TypeError where a source of the user's own gives something else.
     encoded = source.read(ids, field)
     count = len(encoded) if isinstance(encoded, (list, tuple)) else 0
-    wrong = [each for each in encoded if not (isinstance(each, np.ndarray) and each.dtype == np.uint8)] if count else []
+    wrong = [each for each in encoded if not _is_bytes(each)] if count else []
     if count != len(ids) or wrong:
         got = f"{count}" if not wrong else f"a {type(wrong[0]).__name__}"
+        if wrong and isinstance(wrong[0], np.ndarray):
+            got = f"{wrong[0].dtype} of shape {list(wrong[0].shape)}"
         raise TypeError(
             f"{type(source).__name__}.read must give a list of {len(ids)} uint8 arrays [n_bytes], got {got}: "
             f"np.frombuffer(data, np.uint8) makes one of bytes"
         )
     return encoded
+
+
+def _is_bytes(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 1
 
 
 def _values(dataset: SlipstreamDataset, ids: np.ndarray, field: str) -> list[Any]:

@@ -209,7 +209,16 @@ def test_a_source_that_gives_no_arrays_is_told(policy: str) -> None:
         def read(self, ids, field="image"):
             return super().read(ids, field)[1:]
 
-    for source, got in ((Plain({}), "got a bytes: np.frombuffer"), (Short({}), "got 3:")):
+    class Pixels(Damaged):
+        def read(self, ids, field="image"):
+            return [np.zeros((9, 8, 3), np.uint8) for _ in ids]
+
+    wrong = (
+        (Plain({}), "got a bytes: np.frombuffer"),
+        (Short({}), "got 3:"),
+        (Pixels({}), r"got uint8 of shape \[9, 8, 3\]"),
+    )
+    for source, got in wrong:
         with (
             make(source, on_error=policy) as loader,
             pytest.raises(TypeError, match=rf"{type(source).__name__}.read must give a list of 4 uint8 arrays.*{got}"),
