@@ -72,6 +72,9 @@ class _Kinds(Mapping[str, str]):
     def __len__(self) -> int:
         return len(self._kinds)
 
+    def __repr__(self) -> str:
+        return repr({name: kind or "not yet looked at" for name, kind in self._kinds.items()})
+
 
 def _too_short(place: str, number: int = 0) -> ValueError:
     return ValueError(

@@ -106,8 +106,12 @@ def test_values_equal_what_litdata_reads(tmp_path):
 )
 def test_field_names_and_kinds(tmp_path, sample, names):
     source = open_litdata(write(tmp_path, [sample] * 5), in_place=True)
-    assert dict(source.fields) == names
+    assert dict(source.fields) == names and repr(source.fields) == repr(names)
     assert [len(source.read(range(5), name)) for name in names] == [5] * len(names)
+    fetched = open_litdata(tmp_path, cache_dir=tmp_path / "cache")
+    unread = {name: kind if kind in ("int", "str") else "not yet looked at" for name, kind in names.items()}
+    assert repr(fetched.fields) == repr(unread)  # a repr fetches nothing
+    assert dict(fetched.fields) == names and repr(fetched.fields) == repr(names)
 
 
 def test_a_view_is_handed_out_with_its_first_and_last_page_read(tmp_path):
