@@ -39,8 +39,8 @@ class SlipstreamDataset(torch.utils.data.Dataset):
     sets and indexes in `cache_dir` may take together, by all processes that give it: what was used last stays, and what
     is being fetched counts. A larger set is read in order or by shuffle="windowed". `storage_options`: for s3://, named
     as boto3's client names them, or {"unsigned": True} for a public bucket. `indices`: the samples of a subset by their
-    ids in the source, repeats allowed. `allow_pickle`: read pickled fields whatever they hold, which runs code that the
-    data names.
+    ids in the source; one that is repeated has the same crops each time within an epoch. `allow_pickle`: read pickled
+    fields whatever they hold, which runs code that the data names.
     `decode_images`: `dataset[i]` gives images as uint8 [3, H, W] tensors (by Pillow, refused beyond `max_pixels`
     pixels) instead of bytes; the loader ignores it.
 

@@ -47,6 +47,8 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "dataclasses": dataclasses,
         "images": [images[i]["image"] for i in range(4)],
         "ids": range(4),
+        "np": np,
+        "rows": [(f"photos/class_{i % 2}/{i}.jpg", i % 2) for i in range(6)],
         "checkpoint": None,
         "model": torch.nn.Linear(1, 1),
         "time_to_save": lambda: True,
@@ -62,9 +64,13 @@ def test_its_python_runs(names: dict[str, Any]) -> None:
         for reader, test in THERE.items():
             block = block.replace(reader, test)
         exec(compile(block, "README.md", "exec"), names)
-    assert len(BLOCKS) == 5 and Path("plan.npz").exists() and Path("crops.png").exists()
+    assert len(BLOCKS) == 6 and Path("plan.npz").exists() and Path("crops.png").exists()
     assert [len(ids) for ids, _ in names["trained"]] == [4, 2, 4, 2]
     assert names["saved"][-1]["loader"]["epoch"] == 1
+    with slipstream.SlipstreamLoader(names["dataset"], 6, verbose=False) as loader:
+        batch = next(iter(loader))
+    assert batch["label"].tolist() == [0, 1, 0, 1, 0, 1] and names["dataset"][5]["label"] == 1
+    assert torch.equal(batch["image"][1], slipstream.SlipstreamDataset("photos", decode_images=True)[3]["image"])
 
 
 def test_the_loaders_defaults_are_as_stated() -> None:
