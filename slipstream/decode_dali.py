@@ -14,6 +14,8 @@ from .header import Header
 
 # Of one picture with profile, alpha and metadata; more belong to an animation.
 _MAX_WEBP_CHUNKS = 16
+# Where a PNG says how many bits a value has; the byte after it is 0 for grey.
+_PNG_DEPTH = 24
 # The share of a batch's baseline JPEGs that goes to the GPU's JPEG engines, where it has any; the rest goes to CUDA.
 _HW_DECODER_LOAD = 0.65
 
@@ -26,7 +28,8 @@ def takes(header: Header, data: np.ndarray) -> bool:
 
     Not for JPEG 2000: there are damaged files that end the process. BMPs that lack their last bytes and two-channel and
     float TIFFs come out as wrong pixels without an error, PNM values are not scaled when their maximum is not 255, and
-    a TIFF's orientation is not what Pillow makes of it. It mends JPEGs and WebPs that Pillow refuses.
+    a TIFF's orientation is not what Pillow makes of it. It mends JPEGs and WebPs that Pillow refuses, and rounds PNGs
+    of 16-bit colours, of which Pillow takes the high bytes (both round those of 16-bit grey).
     """
     if header.format == "jpeg":
         from .jpeg_scan import is_in_order  # imports Numba
@@ -34,7 +37,7 @@ def takes(header: Header, data: np.ndarray) -> bool:
         return is_in_order(data)
     if header.format == "webp":
         return _is_whole_webp(data)
-    return header.format == "png"
+    return header.format == "png" and (data[_PNG_DEPTH] != 16 or data[_PNG_DEPTH + 1] == 0)
 
 
 def _is_whole_webp(data: np.ndarray) -> bool:

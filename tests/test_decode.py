@@ -3,7 +3,9 @@
 import csv
 import io
 import pickle
+import struct
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +98,21 @@ def test_16_bit_grey_is_scaled_not_clipped(decoder):
     for channel in range(3):
         np.testing.assert_array_equal(got[:, :, channel], expected)
     np.testing.assert_array_equal(decode_with_pillow(data), got)
+
+
+@pytest.mark.parametrize(("colour", "channels"), [(2, 3), (4, 2), (6, 4)])
+def test_16_bit_colour_comes_as_pillows_high_bytes(decoder, colour, channels):
+    """Pillow reads such PNGs and writes none."""
+    values = np.random.default_rng(0).integers(0, 65536, (60, 90, channels)).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", 90, 60, 16, colour, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    packed = [struct.pack(">I", len(data)) + kind + data for kind, data in chunks]
+    file = b"\x89PNG\r\n\x1a\n" + b"".join(chunk + struct.pack(">I", zlib.crc32(chunk[4:])) for chunk in packed)
+    data = np.frombuffer(file, np.uint8)
+    (got,) = pixels(decode(decoder, [data]))
+    np.testing.assert_array_equal(got, by_pillow(data))
+    np.testing.assert_array_equal(got[:, :, 0], values[:, :, 0] >> 8)
 
 
 @pytest.mark.parametrize("limit", [1, 15, 100])
