@@ -44,7 +44,8 @@ class Normalize:
     mean, std: three numbers, of values in [0, 1]. dtype: of the output, float32 by default for uint8 and the input's
     own for floats; the arithmetic is float32 for uint8, rounded once. On uint8 it equals torchvision v2's
     to_dtype(float32, scale=True) then normalize bit for bit. Called on [..., 3, h, w] it gives the same shape. Raises
-    ValueError or TypeError that names the parameter (a std of zero is one), or the images' shape or dtype.
+    ValueError or TypeError that names the parameter (a std of zero is one; a mean above 1, for uint8), or the images'
+    shape or dtype.
     """
 
     mean: Sequence[float] = IMAGENET_MEAN
@@ -62,6 +63,9 @@ class Normalize:
         """float32 for uint8, a float dtype stays, unless the stage names one."""
         if dtype != torch.uint8 and not dtype.is_floating_point:
             raise TypeError(f"Normalize takes uint8 or float images, got {dtype}")
+        if dtype == torch.uint8 and max(self.mean) > 1.0:
+            # DALI's users write them so; every pixel would come out as nearly the same number
+            raise ValueError(f"mean must be of values in [0, 1] for uint8 images, got {self.mean}: divide both by 255")
         return self.dtype or (torch.float32 if dtype == torch.uint8 else dtype)
 
     def apply(self, images: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 
 from slipstream import (
     CenterCrop,
+    ColorJitter,
     MultiCropPipeline,
     MultiCropRandomResizedCrop,
     MultiRandomResizedCrop,
@@ -128,6 +129,24 @@ def test_two_normalizes_follow_each_other(images: list[torch.Tensor]) -> None:
     )
     assert torch.equal(launch([RandomResizedCrop(16), first, second], images)["image"], expected)
     assert not torch.equal(launch([RandomResizedCrop(16), second, first], images)["image"], expected)
+
+
+def test_a_mean_of_bytes_is_refused_where_values_are_in_0_to_1(images: list[torch.Tensor]) -> None:
+    """As DALI has it, [0.485 * 255, ...]: every pixel would come out as nearly the same number."""
+    mean, std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+    refused = pytest.raises(
+        ValueError, match=r"mean must be of values in \[0, 1\] for uint8 images, got \(123.675, .*255"
+    )
+    for make in (
+        lambda: Pipeline([RandomResizedCrop(8), Normalize(mean, std)]),
+        lambda: Pipeline([RandomResizedCrop(8), ColorJitter(0.4), Normalize(mean, std)]),
+        lambda: MultiCropPipeline({"a": [RandomHorizontalFlip(), Normalize(mean, std)]}),
+        lambda: Normalize(mean, std)(every_byte()),
+    ):
+        with refused:
+            make()
+    unscaled = launch([RandomResizedCrop(16), ToDtype(torch.float32), Normalize(mean, std)], images)["image"]
+    assert unscaled.min() < -1 and unscaled.max() > 1
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 9), (2, 3, 8, 9), (5, 2, 3, 1, 1)])
