@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from slipstream_kernels.ragged import RaggedBatch
 
 from .bad_samples import GREY, PARTIAL, TRIES, resampled_positions
 from .decode import DecodeError
 from .fetch_ahead import numbers_of
+from .pipeline import STAND_IN_BOX
 from .source import ReadError, Source
 
 if TYPE_CHECKING:
@@ -129,7 +131,7 @@ def _load_what_can_be(resources: Resources, ids: np.ndarray, valid: np.ndarray) 
             boxes = {}
             for crop, of in pipeline.box_fields.items():
                 for row in reasons:
-                    values[of][row] = np.array([0, 0, 1, 1])
+                    values[of][row] = _stand_in_box(values[of][row])
                 boxes[crop] = boxes_of(of, values[of], ids)
             unfit = pipeline.unfit(batch.sizes, boxes)
             if unfit:
@@ -137,7 +139,7 @@ def _load_what_can_be(resources: Resources, ids: np.ndarray, valid: np.ndarray) 
                 batch = batch.with_rows(np.array(list(unfit)), grey)
                 for of in pipeline.box_fields.values():
                     for row in unfit:
-                        values[of][row] = np.array([0, 0, 1, 1])
+                        values[of][row] = _stand_in_box(values[of][row])
                 reasons |= {row: reason for row, reason in unfit.items() if row not in reasons}
         images[field] = batch
     there = {row: reason for row, reason in partial.items() if row not in reasons}
@@ -205,7 +207,16 @@ def _empty_value(kind: str, taken: Sequence[Any]) -> Any:
     # Of the others' type, so that the batch keeps its tensor.
     if taken and isinstance(taken[0], np.ndarray):
         return np.zeros_like(taken[0])
+    if taken and isinstance(taken[0], torch.Tensor):
+        return torch.zeros_like(taken[0])
     return _EMPTY.get(kind, type(taken[0])() if taken and isinstance(taken[0], (int, float, str, bytes)) else None)
+
+
+def _stand_in_box(old: Any) -> Any:
+    # A box that lies in every image, likewise of the type of what it stands for.
+    if isinstance(old, torch.Tensor):
+        return torch.tensor(STAND_IN_BOX, dtype=old.dtype)
+    return np.array(STAND_IN_BOX, old.dtype if isinstance(old, np.ndarray) else None)
 
 
 def _failures(resources: Resources, ids: np.ndarray, reasons: dict[int, str]) -> list[tuple[int, str, str]]:
@@ -253,7 +264,7 @@ def make_stand_in(pipelines: Sequence[Any]) -> np.ndarray:
     """A grey image, uint8 [H, W, 3], that every crop of these pipelines can be cut from."""
     side = 64
     while side < 2**13:
-        boxes = [{crop: [np.array([0, 0, 1, 1])] for crop in pipeline.box_fields} for pipeline in pipelines]
+        boxes = [{crop: [np.array(STAND_IN_BOX)] for crop in pipeline.box_fields} for pipeline in pipelines]
         size = np.array([[side, side]], np.int32)
         if not any(pipeline.unfit(size, box) for pipeline, box in zip(pipelines, boxes, strict=True)):
             break

@@ -39,6 +39,7 @@ from .stage_own import NamedCopies
 from .steps import Threads, pack_steps, run_steps
 
 CROP_STAGES = (Crop, MultiRandomResizedCrop, MultiCropRandomResizedCrop, FiveCrop, TenCrop)
+STAND_IN_BOX = (0, 0, 1, 1)  # lies in every image
 
 
 class Pipeline:
@@ -144,7 +145,7 @@ class Pipeline:
                     found.setdefault(error.index, str(error))
                     sizes[error.index] = 2**15, 2**15
                     if name in boxes:
-                        boxes[name][error.index] = np.array([0, 0, 1, 1])
+                        boxes[name][error.index] = np.array(STAND_IN_BOX)
         return found
 
     def plan(self, images: Any, *, sample_ids: Any = None, epoch: int = 0, boxes: Any = None) -> Plan:

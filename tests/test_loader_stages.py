@@ -19,6 +19,7 @@ from slipstream import (
     Normalize,
     RandomGrayscale,
     RandomResizedCrop,
+    ReadError,
     Resize,
     ResizedCrop,
     SlipstreamDataset,
@@ -191,6 +192,31 @@ def test_a_box_that_cannot_be_is_named(box, error, message: str) -> None:
             batches = iter(loader)
             with pytest.raises(error, match=message):
                 next(batches)
+
+
+class DamagedBoxedSource(BoxedSource):
+    """Sample 2's image cannot be decoded, sample 3's box cannot be read."""
+
+    def read(self, ids, field="image"):
+        files = super().read(ids, field)
+        return [np.zeros(9, np.uint8) if index == 2 else data for index, data in zip(ids, files, strict=True)]
+
+    def values(self, ids, field):
+        if 3 in ids:
+            raise ReadError([(3, "memory:3", "torn")])
+        return super().values(ids, field)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("as_tensors", [False, True])
+def test_boxes_keep_their_tensor_where_samples_are_replaced(dtype: torch.dtype, as_tensors: bool) -> None:
+    boxes = [torch.tensor([1, 2, 9, side], dtype=dtype) for side in (9, 60, 9, 9)]  # 60: beyond the image
+    source = DamagedBoxedSource([box if as_tensors else box.numpy() for box in boxes])
+    with make(SlipstreamDataset(source), ResizedCrop(16, "box"), batch_size=4, on_error="replace") as loader:
+        batch = next(iter(loader))
+    assert batch["_valid"].tolist() == [True, False, False, False]
+    assert batch["box"].dtype == dtype
+    assert batch["box"].tolist() == [[1, 2, 9, 9], *[[0, 0, 1, 1]] * 3]
 
 
 def test_bad_input_is_named_when_the_loader_is_made(dataset: SlipstreamDataset) -> None:
