@@ -62,11 +62,19 @@ def _apply_chain(
 ) -> torch.Tensor:
     keyed = with_keys([(stage, seed) for stage in stages], "", name)
     if not any(isinstance(stage, ProgramStage) and not flip_bits(stage) for stage in stages):
-        chain = compile_chain([], takes=ANY)  # on any dtype and number of channels, stage by stage
-    else:
-        chain, keyed = compile_chain(keyed, takes=_values_of(images)), []
-        if chain.flips:
-            images = flip_images(images, to_device(chain.sample_flips(ids, epoch), images.device))
+        return _one_by_one(keyed, images, ids, epoch)
+    chain = compile_chain(keyed, takes=_values_of(images))
+    if chain.flips:
+        images = flip_images(images, to_device(chain.sample_flips(ids, epoch), images.device))
+    drawn = chain.sample_steps(ids, epoch, (images.shape[2], images.shape[3]))
+    count = torch.get_num_threads()
+    with ThreadPoolExecutor(count) as pool:
+        backend = resolve_backend(None, images.device)
+        return run_steps([images], [chain.steps], [drawn], backend, Threads(pool=pool, count=count))[0]
+
+
+def _one_by_one(keyed: Sequence[tuple[Stage, int]], images: torch.Tensor, ids: np.ndarray, epoch: int) -> torch.Tensor:
+    # Stages none of which takes images [B, 3, h, w] alone: any dtype and number of channels.
     for stage, key in keyed:
         if flip_bits(stage):
             bits = compile_chain([(stage, key)], takes=ANY).sample_flips(ids, epoch)
@@ -75,11 +83,7 @@ def _apply_chain(
             images = stage.apply(images)
         else:
             images = apply_own(stage, images, sample_own(stage, Draws(key, ids, epoch)))
-    drawn = chain.sample_steps(ids, epoch, (images.shape[2], images.shape[3]))
-    count = torch.get_num_threads()
-    with ThreadPoolExecutor(count) as pool:
-        backend = resolve_backend(None, images.device)
-        return run_steps([images], [chain.steps], [drawn], backend, Threads(pool=pool, count=count))[0]
+    return images
 
 
 def _values_of(images: torch.Tensor) -> Values:

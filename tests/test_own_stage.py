@@ -21,6 +21,7 @@ from slipstream import (
     RandomHorizontalFlip,
     RandomResizedCrop,
     RandomVerticalFlip,
+    Resize,
     ToDtype,
 )
 
@@ -181,6 +182,16 @@ def test_it_works_on_named_crops_without_a_loader(images: list[torch.Tensor]) ->
         assert all(torch.equal(together[name], apart[name]) for name in crops)
         assert before is None or not torch.equal(before, together["a"])
         before = together["a"]
+
+
+def test_its_last_one_may_give_no_images() -> None:
+    """Vectors, say: in a pipeline, and on named crops."""
+    images = torch.randint(0, 256, (4, 3, 5, 6), dtype=torch.uint8)
+    stages = MultiCropPipeline({"a": [RandomHorizontalFlip(), lambda batch: batch.flatten(1)]})
+    apart = stages({"a": images}, sample_ids=IDS)["a"]
+    together = Pipeline([MultiRandomResizedCrop({"a": Resize((5, 6))}), stages])(images, sample_ids=IDS)["a"]
+    assert torch.equal(apart, together)
+    assert apart.shape == (4, 90)
 
 
 COPIES = [
