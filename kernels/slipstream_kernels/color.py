@@ -129,9 +129,8 @@ def standardize(r, g, b, program, code, reading, num_blocks, READINGS: tl.conste
 
 
 @triton.jit
-def erase(r, g, b, pixel, size, op):
-    # Pixels of an image, by their numbers, size (h, w, 3), with a box at a value, or at normals of (number, channel).
-    y = pixel // size[1]
+def erase(r, g, b, y, pixel, size, op):
+    # Pixels of an image, by rows and numbers, size (h, w, 3), with a box at a value or normals of (number, channel).
     x = pixel - y * size[1]
     down = y - tl.load(op + 1).to(tl.int32)
     across = x - tl.load(op + 2).to(tl.int32)
@@ -153,7 +152,7 @@ def erase(r, g, b, pixel, size, op):
 
 
 @triton.jit
-def run_program(r, g, b, pixel, size, program, count, reading, num_blocks, READINGS: tl.constexpr):
+def run_program(r, g, b, y, pixel, size, program, count, reading, num_blocks, READINGS: tl.constexpr):
     # Pixels of an image, by their numbers, size (h, w, 3), after `count` operations, one of which may use its reading.
     for _ in range(count):
         code = tl.load(program).to(tl.int32)
@@ -197,7 +196,7 @@ def run_program(r, g, b, pixel, size, program, count, reading, num_blocks, READI
         elif (code == NORMALIZE) | (READINGS & (code == AUTOCONTRAST)):
             r, g, b = standardize(r, g, b, program, code, reading, num_blocks, READINGS)
         elif code == ERASE:
-            r, g, b = erase(r, g, b, pixel, size, program)
+            r, g, b = erase(r, g, b, y, pixel, size, program)
         elif READINGS:
             if code == CONTRAST:
                 mean = image_mean(reading, num_blocks, size[0] * size[1])
@@ -221,7 +220,7 @@ def load_and_run(task, crops, programs, y, x, size, live, BLOCK: tl.constexpr):
     r, g, b = load_pixels(tl.load(task), crops + tl.load(task + 1), y, x, live)
     num_blocks = tl.cdiv(size[0] * size[1], BLOCK)
     return run_program(
-        r, g, b, y * size[1] + x, size, programs + first * 16, count, reading, num_blocks, READINGS=False
+        r, g, b, y, y * size[1] + x, size, programs + first * 16, count, reading, num_blocks, READINGS=False
     )
 
 
@@ -295,8 +294,6 @@ def pixels_kernel(tasks, groups, num_groups, crops, programs, BLOCK: tl.constexp
     reading = tl.load(task + 7).to(tl.pointer_type(tl.float32))
     num_blocks = tl.cdiv(size[0] * size[1], BLOCK)
     pixel = block * BLOCK + tl.arange(0, BLOCK)
-    r, g, b = run_program(r, g, b, pixel, size, program, count, reading, num_blocks, READINGS=True)
-    size = size_of(task, crops)
-    y, x = rows_and_columns(block * BLOCK, size[1], BLOCK)
-    live = y < size[0]
+    r, g, b = run_program(r, g, b, y, pixel, size, program, count, reading, num_blocks, READINGS=True)
+    x = pixel - y * size[1]  # again: while the operations run it would take registers
     store_pixels(r, g, b, tl.load(task + 2), crops + tl.load(task + 3), y, x, live)
