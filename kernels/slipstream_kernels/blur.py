@@ -178,9 +178,7 @@ def gaussian_blur_kernel(tasks, groups, num_groups, crops, programs, BLOCK_W: tl
             b = tl.fma(tl.load(pixel + 2 * BLOCK_W), weight, b)
             pixel += 3 * BLOCK_W
         number = y * size[1] + x
-        r, g, b = run_program(
-            r * share, g * share, b * share, y, number, size, program, count, programs, 0, READINGS=False
-        )
+        r, g, b = run_program(r * share, g * share, b * share, y, number, size, program, count, task, READINGS=False)
         live = (y < height) & x_live
         store_pixels(r, g, b, target, crops + tl.load(task + 3), y, x, live)
 
@@ -296,7 +294,7 @@ def box_blur_kernel(
     down = first_row + tl.arange(0, WINDOW_H * TILE_W) // TILE_W
     across = left + tl.arange(0, WINDOW_H * TILE_W) % TILE_W
     count = (tl.load(task + 6) - first).to(tl.int32)
-    r, g, b = run_program(r, g, b, down, down * size[1] + across, size, program, count, programs, 0, READINGS=False)
+    r, g, b = run_program(r, g, b, down, down * size[1] + across, size, program, count, task, READINGS=False)
     live = (down >= top) & (down < tl.minimum(top + step, size[0])) & (across < size[1])
     store_pixels(r, g, b, tl.load(task + 2), crops + tl.load(task + 3), down, across, live)
 
@@ -332,5 +330,5 @@ def box_line_kernel(tasks, groups, num_groups, crops, programs, down, BLOCK: tl.
     b = byte_to_unit(b >> 24)
     count = (tl.load(task + 6) - first).to(tl.int32)
     pixel = block * BLOCK + tl.arange(0, BLOCK)
-    r, g, b = run_program(r, g, b, y, pixel, size, program, count, programs, 0, READINGS=False)
+    r, g, b = run_program(r, g, b, y, pixel, size, program, count, task, READINGS=False)
     store_pixels(r, g, b, tl.load(task + 2), crops + tl.load(task + 3), y, x, live)

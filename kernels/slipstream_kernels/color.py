@@ -103,29 +103,16 @@ def low_and_spread(values, count):
 
 
 @triton.jit
-def standardize(r, g, b, program, code, reading, num_blocks, READINGS: tl.constexpr):
-    # NORMALIZE and AUTOCONTRAST, which subtract and divide alike.
-    low_r = tl.load(program + 1)
-    low_g = tl.load(program + 2)
-    low_b = tl.load(program + 3)
-    spread_r = tl.load(program + 4)
-    share_r = tl.load(program + 7)  # 1 / spread, from the host
-    spread_g = tl.load(program + 5)
-    share_g = tl.load(program + 8)
-    spread_b = tl.load(program + 6)
-    share_b = tl.load(program + 9)
-    if READINGS and code == AUTOCONTRAST:
-        low_r, spread_r, share_r = low_and_spread(reading, num_blocks)
-        low_g, spread_g, share_g = low_and_spread(reading + 2 * num_blocks, num_blocks)
-        low_b, spread_b, share_b = low_and_spread(reading + 4 * num_blocks, num_blocks)
-    r = divide_many(r - low_r, spread_r, share_r)
-    g = divide_many(g - low_g, spread_g, share_g)
-    b = divide_many(b - low_b, spread_b, share_b)
-    if READINGS and code == AUTOCONTRAST:
-        r = clamp_unit(r)
-        g = clamp_unit(g)
-        b = clamp_unit(b)
-    return r, g, b
+def normalize(x, row):
+    # One channel, whose mean is at `row`, its deviation 3 further, and 1 / deviation, from the host, 6.
+    return divide_many(x - tl.load(row), tl.load(row + 3), tl.load(row + 6))
+
+
+@triton.jit
+def autocontrast(x, values, count):
+    # One channel, whose blocks' least values and least negatives are `values`, `count` of each.
+    low, spread, share = low_and_spread(values, count)
+    return clamp_unit(divide_many(x - low, spread, share))
 
 
 @triton.jit
@@ -152,8 +139,8 @@ def erase(r, g, b, y, pixel, size, op):
 
 
 @triton.jit
-def run_program(r, g, b, y, pixel, size, program, count, reading, num_blocks, READINGS: tl.constexpr):
-    # Pixels of an image, by their numbers, size (h, w, 3), after `count` operations, one of which may use its reading.
+def run_program(r, g, b, y, pixel, size, program, count, task, READINGS: tl.constexpr):
+    # Pixels of an image, by rows and numbers, size (h, w, 3), after `count` operations, of which one may use a reading.
     for _ in range(count):
         code = tl.load(program).to(tl.int32)
         amount = tl.load(program + 1)
@@ -193,16 +180,26 @@ def run_program(r, g, b, y, pixel, size, program, count, reading, num_blocks, RE
             r = 1.0 - r
             g = 1.0 - g
             b = 1.0 - b
-        elif (code == NORMALIZE) | (READINGS & (code == AUTOCONTRAST)):
-            r, g, b = standardize(r, g, b, program, code, reading, num_blocks, READINGS)
+        elif code == NORMALIZE:
+            r = normalize(r, program + 1)
+            g = normalize(g, program + 2)
+            b = normalize(b, program + 3)
         elif code == ERASE:
             r, g, b = erase(r, g, b, y, pixel, size, program)
         elif READINGS:
+            # loaded where it is used: it would take registers from the operations before
+            reading = tl.load(task + 7).to(tl.pointer_type(tl.float32))
+            num_pixels = size[0] * size[1]
+            num_blocks = tl.cdiv(num_pixels, r.shape[0])
             if code == CONTRAST:
-                mean = image_mean(reading, num_blocks, size[0] * size[1])
+                mean = image_mean(reading, num_blocks, num_pixels)
                 r = blend(r, mean, amount)
                 g = blend(g, mean, amount)
                 b = blend(b, mean, amount)
+            elif code == AUTOCONTRAST:
+                r = autocontrast(r, reading, num_blocks)
+                g = autocontrast(g, reading + 2 * num_blocks, num_blocks)
+                b = autocontrast(b, reading + 4 * num_blocks, num_blocks)
             elif code == EQUALIZE:
                 r = tl.load(reading + equalize_bin(r))
                 g = tl.load(reading + 256 + equalize_bin(g))
@@ -212,16 +209,12 @@ def run_program(r, g, b, y, pixel, size, program, count, reading, num_blocks, RE
 
 
 @triton.jit
-def load_and_run(task, crops, programs, y, x, size, live, BLOCK: tl.constexpr):
+def load_and_run(task, crops, programs, y, x, size, live):
     # The pixels (y, x) as they are in the source, through a task's operations from the first on.
     first = tl.load(task + 5)
     count = (tl.load(task + 6) - first).to(tl.int32)
-    reading = tl.load(task + 7).to(tl.pointer_type(tl.float32))
     r, g, b = load_pixels(tl.load(task), crops + tl.load(task + 1), y, x, live)
-    num_blocks = tl.cdiv(size[0] * size[1], BLOCK)
-    return run_program(
-        r, g, b, y, y * size[1] + x, size, programs + first * 16, count, reading, num_blocks, READINGS=False
-    )
+    return run_program(r, g, b, y, y * size[1] + x, size, programs + first * 16, count, task, READINGS=False)
 
 
 @triton.jit
@@ -239,7 +232,7 @@ def readings_kernel(tasks, groups, num_groups, crops, programs, BLOCK: tl.conste
     size = size_of(task, crops)
     y, x = rows_and_columns(block * BLOCK, size[1], BLOCK)
     live = y < size[0]
-    r, g, b = load_and_run(task, crops, programs, y, x, size, live, BLOCK)
+    r, g, b = load_and_run(task, crops, programs, y, x, size, live)
     reading = tl.load(task + 7).to(tl.pointer_type(tl.float32)) + block
     if tl.load(programs + tl.load(task + 6) * 16).to(tl.int32) == CONTRAST:
         tl.store(reading, tl.sum(tl.where(live, grey_of(r, g, b), 0.0), 0))
@@ -263,7 +256,7 @@ def equalize_kernel(tasks, groups, num_groups, crops, programs, BLOCK: tl.conste
     for first in range(0, size[0] * size[1], BLOCK):
         y, x = rows_and_columns(first, size[1], BLOCK)
         live = y < size[0]
-        r, g, b = load_and_run(task, crops, programs, y, x, size, live, BLOCK)
+        r, g, b = load_and_run(task, crops, programs, y, x, size, live)
         value = tl.where(channel == 0, r, tl.where(channel == 1, g, b))
         histogram += tl.histogram(equalize_bin(value), 256, mask=live)
     entry = equalize_table(histogram, size[0] * size[1])
@@ -291,9 +284,7 @@ def pixels_kernel(tasks, groups, num_groups, crops, programs, BLOCK: tl.constexp
         r, g, b = warp(source, layout, y, x, size, live, program)
     else:
         r, g, b = load_pixels(source, layout, y, x, live)
-    reading = tl.load(task + 7).to(tl.pointer_type(tl.float32))
-    num_blocks = tl.cdiv(size[0] * size[1], BLOCK)
     pixel = block * BLOCK + tl.arange(0, BLOCK)
-    r, g, b = run_program(r, g, b, y, pixel, size, program, count, reading, num_blocks, READINGS=True)
+    r, g, b = run_program(r, g, b, y, pixel, size, program, count, task, READINGS=True)
     x = pixel - y * size[1]  # again: while the operations run it would take registers
     store_pixels(r, g, b, tl.load(task + 2), crops + tl.load(task + 3), y, x, live)
