@@ -49,10 +49,11 @@ KERNELS = {
     "box_line_kernel": (blur, PROGRAMS | {"down": "i32"}, COLOR),
 }
 
-# The multiply-adds that a kernel asks for: divide_many's twelve for each of a thread's pixels, two for each of
-# autocontrast's reciprocals, and three for each of the Gaussian's pixels across bytes, across floats and down.
+# The multiply-adds that a kernel asks for: divide_many's twelve for each of a thread's pixels (in normalize, and where
+# there are readings in autocontrast too), two for each of autocontrast's reciprocals, and three for each of the
+# Gaussian's pixels across bytes, across floats and down.
 FUSED = {name: 4 * 12 for name in KERNELS if "programs" in KERNELS[name][1]}
-FUSED |= {name: 4 * 12 + 6 for name in KERNELS if "pixels" in name}
+FUSED |= {name: 2 * 4 * 12 + 6 for name in KERNELS if "pixels" in name}
 FUSED |= {"gaussian_blur_kernel": 4 * 12 + 3 * 4 * 3, "box_blur_kernel": 8 * 12}
 
 
@@ -93,8 +94,9 @@ def test_it_compiles_without_spills_and_exactly(
         print(f"\n{name} sm_{capability}: {registers} registers, {stack + local} bytes spilled", end="")
     assert stack == local == 0
     ptx = compiled.asm["ptx"]
-    fused = len(re.findall(r"\bfma\.rn\.f32 ", ptx)) + 2 * len(re.findall(r"\bfma\.rn\.f32x2 ", ptx))
-    assert fused == FUSED.get(name, 0), "a fused multiply-add that nobody asked for changes the last bit"
+    single, pairs = (len(re.findall(rf"\bfma\.rn\.{kind} ", ptx)) for kind in ("f32", "f32x2"))
+    idle = single + 2 * pairs - FUSED.get(name, 0)  # halves of pairs, which there are on sm_120 only
+    assert 0 <= idle <= pairs // 2, "a fused multiply-add that nobody asked for changes the last bit"
     assert not re.search(r"\bfma\.\S*f64|\bmad\.\S*f(32|64)", ptx)
     if "resize" in name:
         assert not re.search(r"\bdiv\.(full|approx)|\bsqrt\.approx", ptx), "approximate arithmetic"
