@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 SOAK_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest soak lint format bench gpu clean
+.PHONY: help demo test test-oldest sanitize soak lint format bench gpu clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,13 @@ test-oldest:  ## the tests on the oldest torch and triton that pyproject.toml ad
 	.venv-oldest/bin/python -m pip install --quiet 'torch==2.8.0' 'triton==3.4.0' 'numpy<2.4' --editable '.[test]'
 	.venv-oldest/bin/python -m pytest $(PYTEST_ARGS)
 	TRITON_INTERPRET=1 .venv-oldest/bin/python -m pytest -m interpret -n auto --maxprocesses 4 $(PYTEST_ARGS)
+
+ASAN_OPTIONS := detect_leaks=0:max_malloc_fill_size=100000000:malloc_fill_byte=190:quarantine_size_mb=64
+ASAN_OPTIONS := $(ASAN_OPTIONS):allocator_may_return_null=1:detect_container_overflow=0
+
+sanitize: $(READY)  ## the compiled kernels once more, every address within an allocation (gcc's AddressSanitizer)
+	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=$(ASAN_OPTIONS) \
+		$(BIN)/python -m pytest -p no:faulthandler -k compiled $(PYTEST_ARGS)
 
 soak: $(READY)  ## a million samples, 200 loaders: nothing may grow; on a GPU SOAK_ARGS='--device cuda --minutes 10'
 	$(BIN)/python tests/soak.py $(SOAK_ARGS)

@@ -42,6 +42,20 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory):
         yield
 
 
+@pytest.fixture(
+    params=[pytest.param("interpreter", marks=pytest.mark.interpret), "compiled"],
+)
+def triton_on_cpu(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Triton's kernels run on CPU tensors: in its interpreter, and compiled."""
+    if request.param == "compiled":
+        from compiled import running_compiled
+
+        with running_compiled():
+            yield request.param
+    else:
+        yield request.param
+
+
 @pytest.fixture(scope="session")
 def photos() -> list[Path]:
     """The real photographs beside the checkout, or in $SLIPSTREAM_PHOTOS, if they are there."""

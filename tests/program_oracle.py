@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
+from compiled import running_compiled
 from gpu_copies import bring_back, to_gpu
 from slipstream_kernels import ops
 from slipstream_kernels.ops import OP_WIDTH, ProgramFormat
@@ -103,6 +104,9 @@ def in_interpreter(
     return run_programs(images, programs, formats, out)
 
 
+compiled = running_compiled()(in_interpreter)
+
+
 def on_gpu(images: Any, programs: Any, formats: Any, out: list[torch.Tensor] | None = None) -> list[torch.Tensor]:
     from slipstream_kernels.programs import run_programs
 
@@ -116,6 +120,7 @@ def on_gpu(images: Any, programs: Any, formats: Any, out: list[torch.Tensor] | N
 BACKENDS = [
     pytest.param(run_programs_cpu, id="cpu"),
     pytest.param(in_interpreter, id="interpreter", marks=pytest.mark.interpret),
+    pytest.param(compiled, id="compiled"),
     pytest.param(on_gpu, id="gpu", marks=pytest.mark.gpu),
 ]
 

@@ -137,7 +137,7 @@ def test_bytes_of_any_memory_are_read_by_the_reference() -> None:
     assert np.array_equal(bytes_at_reference(torch.from_numpy(memory.ctypes.data + at)).numpy(), memory[at])
 
 
-@pytest.mark.interpret
+@pytest.mark.usefixtures("triton_on_cpu")
 @pytest.mark.parametrize("count", [0, 1, 255, 256, 700])
 def test_bytes_of_any_memory_are_read_by_the_kernel(count: int) -> None:
     memory = np.random.default_rng(4).integers(0, 256, 9000).astype(np.uint8)

@@ -11,6 +11,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from compiled import running_compiled
 from program_oracle import TOLERANCES
 from slipstream_kernels import ops
 
@@ -192,6 +193,15 @@ def test_the_interpreter_makes_the_cpus_crops(name: str, images: list[torch.Tens
     pipeline = pipeline_of(name, 16, 12)
     plan = pipeline.plan(images, sample_ids=IDS)
     assert_like_the_cpus(run(pipeline, images, plan, "triton"), run(pipeline, images, plan, "cpu"), plan)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_the_compiled_kernels_make_the_cpus_crops(name: str, images: list[torch.Tensor]) -> None:
+    pipeline = pipeline_of(name)
+    plan = pipeline.plan(images, sample_ids=IDS)
+    with running_compiled():
+        there = run(pipeline, images, plan, "triton")
+    assert_like_the_cpus(there, run(pipeline, images, plan, "cpu"), plan)
 
 
 @pytest.mark.gpu

@@ -22,6 +22,7 @@ from program_oracle import (
     Run,
     as_floats,
     batch_of,
+    compiled,
     holds,
     in_interpreter,
     near_a_jump,
@@ -58,20 +59,20 @@ def check_operation(run: Run, name: str, images: list[torch.Tensor]) -> None:
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_each_operation_is_torchvisions(run: Run, scenes: list[np.ndarray], name: str) -> None:
-    size = 24 if run is in_interpreter else 500
+    size = 24 if run is in_interpreter else 150 if run is compiled else 500
     images = [batch_of(scene[:size, :size]) for scene in scenes]
     check_operation(run, name, images)
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_each_operation_is_torchvisions_on_floats(run: Run, scenes: list[np.ndarray], name: str) -> None:
-    size = 24 if run is in_interpreter else 200
+    size = 24 if run is in_interpreter else 90 if run is compiled else 200
     check_operation(run, name, [as_floats(batch_of(scene[:size, :size]), 1) for scene in scenes])
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_each_operation_is_torchvisions_on_photos(run: Run, photos: list[Path], name: str) -> None:
-    size = 20 if run is in_interpreter else 224
+    size = 20 if run is in_interpreter else 120 if run is compiled else 224
     images = [np.asarray(Image.open(path).convert("RGB"))[100:, 100:][:size, :size] for path in photos[:3]]
     check_operation(run, name, [batch_of(image) for image in images])
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from compiled import running_compiled
 from crop_oracle import oracle, random_jobs
 from gpu_copies import bring_back, formats_on_gpu, to_gpu
 from PIL import Image
@@ -32,6 +33,9 @@ def _in_interpreter(images, jobs, formats, out=None):
     return resized_crop(images, jobs, formats, out)
 
 
+_compiled = running_compiled()(_in_interpreter)
+
+
 def _on_gpu(images, jobs, formats, out=None):
     from slipstream_kernels.resized_crop import resized_crop
 
@@ -48,6 +52,7 @@ def _on_gpu(images, jobs, formats, out=None):
     params=[
         pytest.param(_on_cpu, id="cpu"),
         pytest.param(_in_interpreter, id="interpreter", marks=pytest.mark.interpret),
+        pytest.param(_compiled, id="compiled"),
         pytest.param(_on_gpu, id="gpu", marks=pytest.mark.gpu),
     ]
 )

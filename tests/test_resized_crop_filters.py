@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from compiled import running_compiled
 from crop_oracle import random_jobs
 from PIL import Image
 from slipstream_kernels.crop_jobs import BICUBIC, BILINEAR, FILTER, FLIP, NO_ANTIALIAS, OutputFormat, tap_counts
@@ -26,6 +27,9 @@ def _with_triton(images, jobs, formats):
     return resized_crop(images, jobs, formats)
 
 
+_compiled = running_compiled()(_with_triton)
+
+
 def _on_gpu(images, jobs, formats):
     moved = [images.image(index).cuda() for index in range(len(images))]
     return [crop.cpu() for crop in _with_triton(RaggedBatch.from_images(moved), jobs, formats)]
@@ -35,6 +39,7 @@ def _on_gpu(images, jobs, formats):
     params=[
         pytest.param(_on_cpu, id="cpu"),
         pytest.param(_with_triton, id="interpreter", marks=pytest.mark.interpret),
+        pytest.param(_compiled, id="compiled"),
         pytest.param(_on_gpu, id="gpu", marks=pytest.mark.gpu),
     ]
 )

@@ -8,6 +8,7 @@ import mmap
 import numpy as np
 import pytest
 import torch
+from compiled import running_compiled
 from crop_oracle import oracle, random_jobs
 from gpu_copies import formats_on_gpu
 from slipstream_kernels.crop_jobs import FILTER, FLIP, OutputFormat
@@ -31,6 +32,9 @@ def _with_triton(images, jobs, formats, out=None):
     return resized_crop(images, jobs, formats, out)
 
 
+_compiled = running_compiled()(_with_triton)
+
+
 def _on_gpu(images, jobs, formats, out=None):
     moved = [tuple(torch.from_numpy(plane).cuda() for plane in planes) for planes in images.owners]
     return [crop.cpu() for crop in _with_triton(RaggedBatch.from_planes(moved), jobs, formats_on_gpu(formats))]
@@ -40,6 +44,7 @@ def _on_gpu(images, jobs, formats, out=None):
     params=[
         pytest.param(_on_cpu, id="cpu"),
         pytest.param(_with_triton, id="interpreter", marks=pytest.mark.interpret),
+        pytest.param(_compiled, id="compiled"),
         pytest.param(_on_gpu, id="gpu", marks=pytest.mark.gpu),
     ]
 )
