@@ -42,9 +42,10 @@ _ptx_of: dict[bytes, str] = {}  # a compiled kernel's binary -> its PTX
 @functools.cache
 def _machine(ptx: str) -> tuple[ctypes.CDLL, Translation]:
     translation = Translation(ptx)
+    if C_COMPILER is None:
+        pytest.skip("no C compiler is here")
     path = Path(_folder.name) / f"{len(os.listdir(_folder.name))}.c"
     path.write_text(translation.code)
-    assert C_COMPILER is not None
     without_sanitizer = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     library = path.with_suffix(".so")
     subprocess.run([C_COMPILER, *FLAGS, "-o", library, path, "-lm", "-ldl"], check=True, env=without_sanitizer)
@@ -124,8 +125,6 @@ class _Driver:
 @contextlib.contextmanager
 def running_compiled() -> Iterator[None]:
     """In here kernels are compiled for a GPU and run on CPU tensors; a fault is a RuntimeError that says where."""
-    if C_COMPILER is None:
-        pytest.skip("no C compiler is here")
     made, ours = compiler.CompiledKernel.__init__, _Driver()
 
     def remember(self: Any, *args: Any, **kwargs: Any) -> None:
