@@ -110,6 +110,10 @@ static inline uint32_t field_s32(uint32_t x, uint32_t from, uint32_t count) {
     return n > 31 ? rest : (uint32_t)(int32_t)((int64_t)((uint64_t)rest << (64 - n)) >> (64 - n));
 }
 
+static inline uint32_t added_halves(uint32_t a, uint32_t b) {
+    return (uint16_t)(a + b) | ((a >> 16) + (b >> 16)) << 16;
+}
+
 static inline uint32_t permuted(uint32_t low, uint32_t high, uint32_t selector) {
     uint64_t both = (uint64_t)high << 32 | low;
     uint32_t x = 0;

@@ -21,7 +21,11 @@ SPECIAL |= {f"%{name}.{axis}": f"m->{name}[{i}]" for name in ("ctaid", "nctaid")
 
 def width(kind: str) -> int:
     """Bits of a PTX type."""
-    return 8 if kind == "pred" else int(re.sub(r"\D", "", kind))
+    if kind == "pred":
+        return 8
+    if not re.fullmatch(r"[busf]\d+", kind):
+        raise ValueError(f"no translation of type {kind}")
+    return int(kind[1:])
 
 
 def unsigned(kind: str) -> str:
@@ -145,6 +149,8 @@ def _mov(i: Instruction) -> str:
 def _arithmetic(i: Instruction) -> str:
     head, kind = i.name.split(".")[0], i.kind
     target, a, b, *c = i.operands
+    if kind in ("u16x2", "s16x2") and head == "add":
+        return f"{register(target)} = added_halves({bits(a)}, {bits(b)});"
     if head == "fma":
         return result(
             kind, target, f"fma{'f' * (kind == 'f32')}({value(kind, a)}, {value(kind, b)}, {value(kind, *c)})"

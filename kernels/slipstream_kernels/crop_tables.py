@@ -18,7 +18,7 @@ PLANES_COLUMNS = 10  # and, where any image is YUV, Cb's and Cr's address, their
 # a job, where its vertical and horizontal weights begin, their tap counts, where its rows between begin, unused
 TASK_COLUMNS = JOB_COLUMNS + 6
 OUTPUT_COLUMNS = 9  # address, image / channel / row / column stride (elements), element size, table's address, h, w
-HEADER = 1  # int32 before each output pixel's weights: the source pixel of the first
+HEADER = 1  # int32 beside each output pixel's weights: the source pixel of the first
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

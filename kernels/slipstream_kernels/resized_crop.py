@@ -93,14 +93,15 @@ def resize_weights_kernel(tasks, outputs, weights, num_crops, BLOCK: tl.constexp
         total += tl.where((source >= first) & (source < end), value, 0.0)
     total = tl.where(live, total, 1.0)
 
-    row = table + pixel.to(tl.int64) * (taps + 1)
+    column = table + pixel
+    tl.store(column, begin, mask=live)
     for tap in range(taps):
         source = begin + tap
         value = filter_weight((source.to(tl.float64) - centre + 0.5) * shrink, bicubic)
         value = tl.where((source >= first) & (source < end), value / total * 4194304.0, 0.0)
         fixed = (value + tl.where(value < 0.0, -0.5, 0.5)).to(tl.int32)
-        tl.store(row + 1 + tap, fixed, mask=live)
-    tl.store(row, begin, mask=live)
+        column += window
+        tl.store(column, fixed, mask=live)
 
 
 @triton.jit
@@ -176,7 +177,7 @@ def resized_crop_kernel(
     y_taps = tl.load(task + JOB + 2).to(tl.int32)
     x_taps = tl.load(task + JOB + 3).to(tl.int32)
     row_begin = tl.load(y_table)
-    row_end = tl.load(y_table + (height - 1) * (y_taps + 1)) + y_taps
+    row_end = tl.load(y_table + (height - 1)) + y_taps
 
     source = images + image.to(tl.int64) * (10 if PLANES else 4)
     channel_step = 1 if INTERLEAVED else tl.load(source + 1)
@@ -195,14 +196,14 @@ def resized_crop_kernel(
         left = tl.load(task + 1).to(tl.int32)
 
     # across: a row or column past the last one does the last one's work, which nobody stores
-    words = between + tl.load(task + JOB + 4) + tl.minimum(x, width - 1)
-    x_row = tl.minimum(x, width - 1) * (x_taps + 1)
-    x_first = tl.load(x_table + x_row)
+    held_x = tl.minimum(x, width - 1)
+    words = between + tl.load(task + JOB + 4) + held_x
+    x_first = tl.load(x_table + held_x)
     for row in range(row_begin, row_end, BLOCK_H):
         rows = row + step_row
         source_rows = tl.minimum(rows, row_end - 1)
         pixel = corner + (source_rows * row_step + x_first * column_step)
-        weights_of_tap = x_table + (x_row + 1)
+        weights_of_tap = x_table + held_x
         if PLANES:
             near_row, far_row = nearest_two(top + source_rows, last_row)
             near_row *= chroma_step
@@ -211,6 +212,7 @@ def resized_crop_kernel(
         green = red
         blue = red
         for tap in range(x_taps):
+            weights_of_tap += width
             weight = tl.load(weights_of_tap)
             if not PLANES:
                 r, g, b = load_bytes(pixel, channel_step)
@@ -230,7 +232,6 @@ def resized_crop_kernel(
             green += weight * g
             blue += weight * b
             pixel += column_step
-            weights_of_tap += 1
         word = round_to_byte(red) | (round_to_byte(green) << 8) | (round_to_byte(blue) << 16)
         tl.store(words + rows * width, word, mask=(rows < row_end) & (x < width))
     tl.debug_barrier()  # a barrier orders what a program's threads wrote and read
@@ -246,20 +247,19 @@ def resized_crop_kernel(
     next_table = tl.where(byte_table != 0, 256 * size, 0)
     for row in range(0, height, BLOCK_H):
         y = row + step_row
-        y_row = tl.minimum(y, height - 1) * (y_taps + 1)
-        y_first = tl.load(y_table + y_row)
+        weights_of_tap = y_table + tl.minimum(y, height - 1)
+        y_first = tl.load(weights_of_tap)
         red = tl.full([BLOCK_H * BLOCK_W], 1 << 21, tl.int32)
         green = red
         blue = red
-        weights_of_tap = y_table + (y_row + 1)
         words_of_tap = words + y_first * width
         for _ in range(y_taps):
+            weights_of_tap += height
             weight = tl.load(weights_of_tap)
             word = tl.load(words_of_tap)
             red += weight * (word & 255)
             green += weight * ((word >> 8) & 255)
             blue += weight * (word >> 16)
-            weights_of_tap += 1
             words_of_tap += width
         live = (y < height) & (x < width)
         place = tl.where((flip & 2) != 0, height - 1 - y, y) * y_step + place_x
