@@ -36,6 +36,7 @@ _one_launch = threading.Lock()
 _folder = tempfile.TemporaryDirectory(prefix="slipstream-compiled-")
 _launches = iter(range(1, 1 << 32))
 _tables = np.zeros((2, 1 << 20, 32), np.uint8)  # of ptx_machine.c
+_sectors: list[tuple[str, float]] | None = None  # of noting_sectors
 _ptx_of: dict[bytes, str] = {}  # a compiled kernel's binary -> its PTX
 
 
@@ -63,6 +64,7 @@ def run(ptx: str, grid: tuple[int, int, int], shared: int, arguments: list[Any])
         threads = re.search(r"\.(?:req|max)ntid (\d+)", ptx)
         assert threads is not None
         message = ctypes.create_string_buffer(300)
+        notes = None if _sectors is None else np.zeros(1 + 3 * (1 << 20), np.uint64)
         failed = machine.launch(
             (ctypes.c_uint64 * len(words))(*words),
             (ctypes.c_uint32 * 3)(*grid),
@@ -70,8 +72,12 @@ def run(ptx: str, grid: tuple[int, int, int], shared: int, arguments: list[Any])
             shared,
             ctypes.c_uint32(next(_launches)),
             ctypes.c_void_p(_tables.ctypes.data),
+            None if notes is None else ctypes.c_void_p(notes.ctypes.data),
             message,
         )
+    if _sectors is not None and notes is not None:
+        asked = sectors_of_a_request(notes[1 : 1 + 3 * int(notes[0])].reshape(-1, 3).astype(np.int64))
+        _sectors.append((kernel.name, max(asked.values())))
     if failed:
         place = int(re.findall(r"line (\d+)", message.value.decode())[0])
         rows = ptx.split("\n")
@@ -141,3 +147,30 @@ def running_compiled() -> Iterator[None]:
         assert blur.box_blur_kernel.device_caches[ours.get_current_device()]
         ours.capability = 90
         yield
+
+
+@contextlib.contextmanager
+def noting_sectors() -> Iterator[list[tuple[str, float]]]:
+    """Gives a list that gets, for each launch in here, its kernel and the most that an instruction asks of memory.
+
+    That is how many sectors of 32 bytes a warp's 32 threads ask for, on average over its visits of the instruction: 4
+    for 32 neighbouring words, 32 where each thread's word lies elsewhere.
+    """
+    global _sectors
+    _sectors = []
+    try:
+        yield _sectors
+    finally:
+        _sectors = None
+
+
+def sectors_of_a_request(notes: np.ndarray) -> dict[int, float]:
+    """By line of the PTX, from notes int64 [N, 3] of thread, line and address in the order in which threads ran."""
+    thread, line, address = notes[np.lexsort((notes[:, 1], notes[:, 0]))].T
+    place = np.arange(len(notes))
+    begins = np.r_[True, (thread[1:] != thread[:-1]) | (line[1:] != line[:-1])]
+    visit = place - np.maximum.accumulate(np.where(begins, place, 0))
+    touched = np.unique(np.stack([line, thread // 32, visit, address // 32], 1), axis=0)
+    requests = np.unique(touched[:, :3], axis=0)
+    lines, counts = np.unique(touched[:, 0], return_counts=True)
+    return dict(zip(lines.tolist(), (counts / np.unique(requests[:, 0], return_counts=True)[1]).tolist(), strict=True))

@@ -20,6 +20,7 @@ none is invented. */
 #define STACK (512 << 10)
 #define MOST_THREADS 1024
 #define SLOTS (1 << 20)
+#define NOTES (1 << 20)
 
 enum { RUNS, AT_BARRIER, AT_WARP, ENDED };
 enum { SHFL_IDX, SHFL_BFLY, SHFL_UP, SHFL_DOWN, SUM, BALLOT, LOAD_MATRICES, MULTIPLY_MATRICES };
@@ -47,6 +48,7 @@ typedef struct {
     uint32_t launch, block, phase;             /* phase: barriers passed by the block */
     uint64_t draw;
     uint8_t *shared;
+    uint64_t *notes; /* 0, or a count and up to NOTES of (thread, line, address): what global memory was asked for */
     Seen *shared_writes, *shared_reads;
     Lane *lanes;
     Place scheduler;
@@ -148,6 +150,10 @@ static inline void is_written(Machine *m, int tid, int line, uint64_t at, uint64
 }
 
 static inline uint8_t *global_at(Machine *m, int tid, int line, uint64_t at, int size) {
+    if (m->notes && *m->notes < NOTES) {
+        uint64_t *note = m->notes + 1 + 3 * (*m->notes)++;
+        note[0] = (uint64_t)m->block * MOST_THREADS + tid, note[1] = line, note[2] = at;
+    }
     if (at < 1 << 16) fault(m, tid, line, at, "an address near zero");
     if (at % size) fault(m, tid, line, at, "a misaligned address");
     if (outside && (outside((void *)at) || outside((void *)(at + size - 1))))
@@ -337,7 +343,8 @@ static void run_block(Machine *m) {
 
 /* 0, or 1 with a message of up to 300 characters. One launch at a time, each with a number of its own; tables: 0 at
 first, 2 x SLOTS x 32 bytes that all kernels share. */
-int launch(uint64_t *parameters, uint32_t *grid, int threads, int shared_size, uint32_t number, void *tables, char *message) {
+int launch(uint64_t *parameters, uint32_t *grid, int threads, int shared_size, uint32_t number, void *tables,
+           uint64_t *notes, char *message) {
     writes = tables, reads = writes + SLOTS;
     if (!stacks) {
         stacks = mmap(0, (size_t)MOST_THREADS * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -345,7 +352,7 @@ int launch(uint64_t *parameters, uint32_t *grid, int threads, int shared_size, u
     }
     Machine *m = calloc(1, sizeof(Machine));
     m->parameters = parameters, m->threads = threads, m->shared_size = shared_size, m->draw = number, m->message = message;
-    m->running = -1, m->launch = number;
+    m->running = -1, m->launch = number, m->notes = notes;
     m->shared = aligned_alloc(128, (shared_size + 255) / 128 * 128);
     m->shared_writes = calloc(shared_size + 1, sizeof(Seen)), m->shared_reads = calloc(shared_size + 1, sizeof(Seen));
     m->lanes = calloc(threads, sizeof(Lane));

@@ -12,9 +12,9 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from program_oracle import noise, program_of
+from program_oracle import AFFINE, FILL, noise, program_of, warp_row
 from slipstream_kernels import ops
-from slipstream_kernels.crop_jobs import OutputFormat
+from slipstream_kernels.crop_jobs import BICUBIC, OutputFormat
 from slipstream_kernels.ops import ProgramFormat
 from slipstream_kernels.ragged import RaggedBatch
 
@@ -27,6 +27,17 @@ HEAD = """.version 8.4
 .reg .pred %p<4>;
 .reg .b32 %r<9>;
 """
+
+# A program of each kind of pass.
+PROGRAMS = {
+    "blur": [[ops.GAUSSIAN_BLUR, 9, 9, 2.0, 2.0]],
+    "box blur": [[ops.BOX_BLUR, 1.2]],
+    "box line blur": [[ops.BOX_BLUR, 3.0]],
+    "contrast": [[ops.CONTRAST, 0.7], [ops.NORMALIZE, *[0.5] * 6]],
+    "equalize": [[ops.EQUALIZE]],
+    "sharpness": [[ops.SHARPNESS, 1.8]],
+    "warp": [warp_row(AFFINE, False, FILL)],
+}
 
 
 @triton.jit
@@ -113,6 +124,18 @@ def test_what_is_not_known_is_refused() -> None:
         run_ptx("tanh.approx.f32 %r1, %r2;")
 
 
+def launch(kernel: str) -> torch.Tensor:
+    """A batch of one, through this kernel among others."""
+    from slipstream_kernels.programs import run_programs
+    from slipstream_kernels.resized_crop import resized_crop
+
+    image = noise(0, 1, 3, 60, 70)
+    if kernel == "crop":
+        job = np.array([[[0, 0, 60, 70, 40, 46, 0, 0, BICUBIC, 0]]], np.int32)
+        return resized_crop(RaggedBatch.from_images([image[0]]), job, [OutputFormat(size=(40, 46))])[0]
+    return run_programs([image], [program_of(PROGRAMS[kernel])], [ProgramFormat()])[0]
+
+
 @pytest.mark.parametrize("kernel", ["crop", "blur"])
 def test_our_kernels_need_their_barriers(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the passes across and down, through scratch memory."""
@@ -123,19 +146,33 @@ def test_our_kernels_need_their_barriers(kernel: str, monkeypatch: pytest.Monkey
         dropped.append(ptx.count("bar.sync"))
         run(ptx.replace("bar.sync", "// bar.sync"), *rest)
 
-    def launch() -> torch.Tensor:
-        from slipstream_kernels.programs import run_programs
-        from slipstream_kernels.resized_crop import resized_crop
-
-        image = noise(0, 1, 3, 60, 70)
-        if kernel == "crop":
-            job = np.array([[[0, 0, 60, 70, 40, 40, 0, 0, 0, 0]]], np.int32)
-            return resized_crop(RaggedBatch.from_images([image[0]]), job, [OutputFormat(size=(40, 40))])[0]
-        return run_programs([image], [program_of([[ops.GAUSSIAN_BLUR, 9, 9, 2.0, 2.0]])], [ProgramFormat()])[0]
-
     with compiled.running_compiled():
-        launch()
+        launch(kernel)
         monkeypatch.setattr(compiled, "run", without_barriers)
         with pytest.raises(RuntimeError, match=r"race: .*\(\w+\.py:\d+\)"):
-            launch()
+            launch(kernel)
     assert max(dropped) == 1
+
+
+@triton.jit
+def copying_kernel(source, target, step):
+    place = tl.arange(0, 128)
+    tl.store(target + place, tl.load(source + place * step))
+
+
+@pytest.mark.parametrize(("step", "sectors"), [(1, 4.0), (2, 8.0), (8, 32.0), (99, 32.0)])
+def test_sectors_are_counted(step: int, sectors: float) -> None:
+    source, target = (torch.zeros(99 * 128 + 8, dtype=torch.int32)[at:] for at in (0, 0))
+    begin = -source.data_ptr() % 32 // 4
+    with compiled.running_compiled(), compiled.noting_sectors() as found:
+        copying_kernel[(1,)](source[begin:], target[begin:], step)
+    assert found == [("copying_kernel", pytest.approx(sectors, abs=1.0))]
+
+
+@pytest.mark.parametrize("kernel", ["crop", *PROGRAMS])
+def test_what_a_warp_asks_for_lies_together(kernel: str) -> None:
+    """Bytes of three channels 1.5 pixels apart are five or six sectors; a table read by each pixel's value is many."""
+    with compiled.running_compiled(), compiled.noting_sectors() as found:
+        launch(kernel)
+    assert len(found) > 0
+    assert all(sectors <= (32 if kernel == "equalize" else 8) for _, sectors in found), found

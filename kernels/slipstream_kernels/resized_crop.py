@@ -32,6 +32,9 @@ from .crop_tables import IMAGE_COLUMNS, OUTPUT_COLUMNS, PLANES_COLUMNS, CropTabl
 from .launch import check_device, launching_on
 from .ragged import RaggedBatch
 
+WARPS = 4
+THREADS = tl.constexpr(32 * WARPS)
+
 
 class LaunchOptions(TypedDict):
     BLOCK_W: int
@@ -50,7 +53,7 @@ def launch_options() -> LaunchOptions:
     return {
         "BLOCK_W": 32,
         "BLOCK_H": 64 if knobs.runtime.interpret else 16,
-        "num_warps": 4,
+        "num_warps": WARPS,
         "num_stages": 1,
         "enable_fp_fusion": False,
     }
@@ -199,11 +202,12 @@ def resized_crop_kernel(
     held_x = tl.minimum(x, width - 1)
     words = between + tl.load(task + JOB + 4) + held_x
     x_first = tl.load(x_table + held_x)
+    x_weights = x_table + tl.minimum(tl.load(strip + 1) + tl.arange(0, THREADS) % BLOCK_W, width - 1)
     for row in range(row_begin, row_end, BLOCK_H):
         rows = row + step_row
         source_rows = tl.minimum(rows, row_end - 1)
         pixel = corner + (source_rows * row_step + x_first * column_step)
-        weights_of_tap = x_table + held_x
+        weights_of_tap = x_weights
         if PLANES:
             near_row, far_row = nearest_two(top + source_rows, last_row)
             near_row *= chroma_step
@@ -213,7 +217,8 @@ def resized_crop_kernel(
         blue = red
         for tap in range(x_taps):
             weights_of_tap += width
-            weight = tl.load(weights_of_tap)
+            weight = tl.load(weights_of_tap)  # one for all of a thread's rows
+            weight = weight[None, :].broadcast_to(BLOCK_H * BLOCK_W // THREADS, THREADS).reshape(BLOCK_H * BLOCK_W)
             if not PLANES:
                 r, g, b = load_bytes(pixel, channel_step)
             elif is_planes:
