@@ -1,8 +1,8 @@
 """Kernels as Triton compiles them for a GPU, run on the CPU: their PTX as C (ptx_to_c.py), on a machine that checks.
 
-A stand-in for Triton's CUDA driver: a launch takes Triton's own way (arguments specialised, compiled for sm_90) and
-then the CPU. What the interpreter cannot show is shown here: what each thread of the compiled kernel loads and stores,
-its barriers, alignment.
+A stand-in for Triton's CUDA driver: a launch takes Triton's own way (arguments specialised, compiled for sm_90, or
+$SLIPSTREAM_CAPABILITY: 80 or 120) and then the CPU. What the interpreter cannot show is shown here: what each thread of
+the compiled kernel loads and stores, its barriers, alignment.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from triton.compiler import compiler
 from triton.runtime import driver
 
 FLAGS = ["-Og", "-w", "-fwrapv", "-fno-strict-aliasing", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC"]
+CAPABILITY = int(os.environ.get("SLIPSTREAM_CAPABILITY", "90"))
 C_COMPILER = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
 
 _one_launch = threading.Lock()
@@ -113,10 +114,13 @@ class _Utils:
 class _Driver:
     launcher_cls = _Launcher
     utils = _Utils()
-    capability = 90
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+        self.device = -capability  # none that a GPU has: compiled kernels are kept by device
 
     def get_current_device(self) -> int:
-        return -1  # none that a GPU has: its compiled kernels are kept by device
+        return self.device
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -129,9 +133,9 @@ class _Driver:
 
 
 @contextlib.contextmanager
-def running_compiled() -> Iterator[None]:
+def running_compiled(capability: int = CAPABILITY) -> Iterator[None]:
     """In here kernels are compiled for a GPU and run on CPU tensors; a fault is a RuntimeError that says where."""
-    made, ours = compiler.CompiledKernel.__init__, _Driver()
+    made, ours = compiler.CompiledKernel.__init__, _Driver(capability)
 
     def remember(self: Any, *args: Any, **kwargs: Any) -> None:
         made(self, *args, **kwargs)
@@ -143,9 +147,9 @@ def running_compiled() -> Iterator[None]:
             patch.setattr(module, "check_device", lambda device, kernel: None)
         patch.setattr(driver, "active" if "active" in vars(driver) else "_active", ours)
         # Triton keeps the target with each kernel. For sm_90 this one would have wgmma, which is not translated.
-        ours.capability = 80
+        ours.capability = 80 if capability == 90 else capability
         assert blur.box_blur_kernel.device_caches[ours.get_current_device()]
-        ours.capability = 90
+        ours.capability = capability
         yield
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 MACHINE = Path(__file__).parent / "ptx_machine.c"
 
 COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
+PAIRED = {"add": "+", "sub": "-", "mul": "*"}
 JOINED = {"and": "&", "or": "|", "xor": "^"}
 ROUNDED = {"rmi": "floor", "rni": "nearbyint", "rpi": "ceil", "rzi": "trunc"}
 SPECIAL = {"%tid.x": "tid", "%ntid.x": "m->threads", "%laneid": "(tid & 31)"}
@@ -151,6 +152,10 @@ def _arithmetic(i: Instruction) -> str:
     target, a, b, *c = i.operands
     if kind in ("u16x2", "s16x2") and head == "add":
         return f"{register(target)} = added_halves({bits(a)}, {bits(b)});"
+    if kind == "f32x2":
+        halves = [[f"as_f32((uint64_t){bits(operand)} >> {n})" for operand in (a, b, *c)] for n in (0, 32)]
+        low, high = (f"fmaf({x}, {y}, {z[0]})" if z else f"{x} {PAIRED[head]} {y}" for x, y, *z in halves)
+        return f"{register(target)} = bits_f32({low}) | (uint64_t)bits_f32({high}) << 32;"
     if head == "fma":
         return result(
             kind, target, f"fma{'f' * (kind == 'f32')}({value(kind, a)}, {value(kind, b)}, {value(kind, *c)})"
@@ -171,13 +176,14 @@ def _arithmetic(i: Instruction) -> str:
 
 
 def _extreme(i: Instruction) -> str:
-    head, (target, a, b) = i.name[:3], i.operands
-    if i.kind[0] == "f":
-        return result(i.kind, target, f"f{head}{'f' * (i.kind == 'f32')}({value(i.kind, a)}, {value(i.kind, b)})")
-    sign = "<" if head == "min" else ">"
-    return result(
-        i.kind, target, f"{value(i.kind, a)} {sign} {value(i.kind, b)} ? {value(i.kind, a)} : {value(i.kind, b)}"
-    )
+    head, (target, *sources) = i.name[:3], i.operands
+    first, *others = (value(i.kind, source) for source in sources)
+    for other in others:  # one, or from sm_100 on two
+        if i.kind[0] == "f":
+            first = f"f{head}{'f' * (i.kind == 'f32')}({first}, {other})"
+        else:
+            first = f"({first} {'<' if head == 'min' else '>'} {other} ? {first} : {other})"
+    return result(i.kind, target, first)
 
 
 def _sign(i: Instruction) -> str:

@@ -204,6 +204,16 @@ def test_the_compiled_kernels_make_the_cpus_crops(name: str, images: list[torch.
     assert_like_the_cpus(there, run(pipeline, images, plan, "cpu"), plan)
 
 
+@pytest.mark.parametrize("capability", [80, 120])
+@pytest.mark.parametrize("name", ["dino", "every kind"])
+def test_kernels_compiled_for_other_gpus_do_too(name: str, capability: int, images: list[torch.Tensor]) -> None:
+    pipeline = pipeline_of(name, 40, 24)
+    plan = pipeline.plan(images, sample_ids=IDS)
+    with running_compiled(capability):
+        there = run(pipeline, images, plan, "triton")
+    assert_like_the_cpus(there, run(pipeline, images, plan, "cpu"), plan)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", PIPELINES)
 def test_the_bytes_before_colour_are_the_cpus(name: str, images: list[torch.Tensor]) -> None:
