@@ -266,7 +266,7 @@ def test_what_says_nothing_of_the_file(proxy, monkeypatch, fault, requests, kind
 def test_a_store_that_never_answered_is_given_up_sooner(proxy, monkeypatch):
     """A misspelled endpoint's error comes soon; a store that was there is waited for."""
     monkeypatch.setattr(source_s3, "_FIRST_PATIENCE", 0.1)
-    monkeypatch.setattr(source_s3, "_PATIENCE", 1.0)
+    monkeypatch.setattr(source_s3, "_PATIENCE", 4.0)  # boto3's own tries wait at random, a second and more
     proxy.script["GET", LATE[0]] = ["503*"]
     origin, seconds = S3Origin(URL, options(proxy.url)), []
     for first in (True, False):
@@ -276,7 +276,7 @@ def test_a_store_that_never_answered_is_given_up_sooner(proxy, monkeypatch):
         seconds.append(time.monotonic() - begin)
         if first:
             origin.read("index.json")
-    assert seconds[0] < 1.0 <= seconds[1]
+    assert seconds[0] < 4.0 <= seconds[1]
 
 
 def interrupted(call: Callable[[], object], after: float = 1.5) -> float:
