@@ -23,19 +23,22 @@ $(READY): pyproject.toml
 demo: $(READY)  ## real photographs -> LitData chunks -> DINO crops, with a contact sheet, out/demo/crops.png
 	$(BIN)/slipstream demo --out $(OUT)/demo
 
-# The interpreter and the compiler of Triton cannot share a process, hence two runs. The interpreter's is one thread of
-# Python, so it goes to several processes; the other holds tests that measure time, threads and memory.
+# The interpreter and the compiler of Triton cannot share a process. What runs in either is one thread of Python, so it
+# goes to several processes; the first run holds tests that measure time, threads and memory.
+PARALLEL := -n auto --maxprocesses 4
 test: $(READY)  ## every test; those that need a GPU run where there is one
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m interpret -n auto --maxprocesses 4 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -k "not compiled" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -k compiled $(PARALLEL) $(PYTEST_ARGS)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m interpret $(PARALLEL) $(PYTEST_ARGS)
 
 # numpy 2.4 refuses a conversion that Triton 3.4's interpreter makes.
 test-oldest:  ## the tests on the oldest torch and triton that pyproject.toml admits
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --upgrade pip
 	.venv-oldest/bin/python -m pip install --quiet 'torch==2.8.0' 'triton==3.4.0' 'numpy<2.4' --editable '.[test]'
-	.venv-oldest/bin/python -m pytest $(PYTEST_ARGS)
-	TRITON_INTERPRET=1 .venv-oldest/bin/python -m pytest -m interpret -n auto --maxprocesses 4 $(PYTEST_ARGS)
+	.venv-oldest/bin/python -m pytest -k "not compiled" $(PYTEST_ARGS)
+	.venv-oldest/bin/python -m pytest -k compiled $(PARALLEL) $(PYTEST_ARGS)
+	TRITON_INTERPRET=1 .venv-oldest/bin/python -m pytest -m interpret $(PARALLEL) $(PYTEST_ARGS)
 
 ASAN_OPTIONS := detect_leaks=0:max_malloc_fill_size=100000000:malloc_fill_byte=190:quarantine_size_mb=64
 ASAN_OPTIONS := $(ASAN_OPTIONS):allocator_may_return_null=1:detect_container_overflow=0

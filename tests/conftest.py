@@ -28,6 +28,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    # `make test PYTEST_ARGS=FILE` runs all of its parts, and FILE may have nothing for one of them.
+    part = os.environ.get("TRITON_INTERPRET") == "1" or "compiled" in session.config.option.keyword
+    if part and exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
+        session.exitstatus = pytest.ExitCode.OK
+
+
 def _has_cuda() -> bool:
     import torch
 
