@@ -63,6 +63,9 @@ def _apply_chain(
     keyed = with_keys([(stage, seed) for stage in stages], "", name)
     if not any(isinstance(stage, ProgramStage) and not flip_bits(stage) for stage in stages):
         return _one_by_one(keyed, images, ids, epoch)
+    if images.requires_grad and torch.is_grad_enabled():
+        field = f"crops[{name!r}]" if name else "images"
+        raise ValueError(f"{field} must not require gradients, which kernels do not carry: detach() them")
     chain = compile_chain(keyed, takes=_values_of(images))
     if chain.flips:
         images = flip_images(images, to_device(chain.sample_flips(ids, epoch), images.device))

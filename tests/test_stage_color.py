@@ -180,6 +180,19 @@ def test_an_explicit_seed_yokes_stages() -> None:
     assert np.array_equal(a, b) and not np.array_equal(a, c)
 
 
+def test_gradients_are_refused_and_not_lost() -> None:
+    images = torch.rand(2, 3, 8, 8, requires_grad=True)
+    jitter = ColorJitter(0.4, seed=0)
+    with pytest.raises(ValueError, match=r"images must not require gradients.*detach\(\)"):
+        jitter(images)
+    with pytest.raises(ValueError, match=r"crops\['a'\] must not require gradients"):
+        MultiCropPipeline({"a": [jitter]})({"a": images})
+    expected = jitter(images.detach(), sample_ids=range(2))
+    with torch.no_grad():
+        assert torch.equal(jitter(images, sample_ids=range(2)), expected)
+    assert Normalize()(images).requires_grad and RandomHorizontalFlip()(images).requires_grad
+
+
 def test_a_stage_by_itself_gives_the_pipelines_crops(scenes: list[np.ndarray]) -> None:
     images, ids = images_of(scenes), np.array([5, 9, 2, 77])
     stages = {"a": DINO[:4], "b": [ColorJitter(0.4, 0.4, 0.2, 0.1), ToDtype(torch.bfloat16, scale=True)]}
