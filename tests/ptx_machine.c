@@ -96,6 +96,13 @@ static inline float from_bf16(uint16_t x) { return as_f32((uint32_t)x << 16); }
 static inline uint16_t to_f16(float f) { _Float16 h = f; uint16_t x; memcpy(&x, &h, 2); return x; }
 static inline float from_f16(uint16_t x) { _Float16 h; memcpy(&h, &x, 2); return h; }
 
+/* What an approximate instruction may give instead of `f`: the float `steps` further or nearer, by the operand. */
+static inline float off_by(float f, int steps, uint32_t operand) {
+    if (f == 0 || !isnormal(f)) return f;
+    uint32_t sign = (operand * 0x9E3779B1u ^ bits_f32(f) * 0x85EBCA6Bu) >> 31;
+    return as_f32(bits_f32(f) + (sign ? steps : -steps));
+}
+
 static inline double saturated(double x, double least, double beyond) {
     return isnan(x) ? 0 : x < least ? least : x > beyond - 1 ? beyond - 1 : x;
 }

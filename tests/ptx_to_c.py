@@ -1,7 +1,7 @@
 """A kernel's PTX as C: what one thread does, for ptx_machine.c to run with its memory, its barriers and its neighbours.
 
 Only what Triton makes of this library's kernels is known, by the PTX ISA's definitions; anything else is an error.
-Approximate instructions (div.full, ex2.approx, sqrt.approx) are exact here, and .ftz keeps subnormal numbers.
+Approximate instructions (div.full, ex2.approx, sqrt.approx) are as wrong as that allows; .ftz keeps subnormal numbers.
 """
 
 from __future__ import annotations
@@ -162,7 +162,8 @@ def _arithmetic(i: Instruction) -> str:
         )
     sign = {"add": "+", "sub": "-", "mul": "*", "mad": "*", "div": "/", "rem": "%"}[head]
     if kind[0] == "f":
-        return result(kind, target, f"{value(kind, a)} {sign} {value(kind, b)}")
+        answer = f"{value(kind, a)} {sign} {value(kind, b)}"
+        return result(kind, target, f"off_by({answer}, 2, {bits(b)})" if "full" in i.modifiers else answer)
     if head in ("div", "rem"):  # by zero: whatever it gives, and no trap
         return result(kind, target, f"{value(kind, b)} ? {value(kind, a)} {sign} {value(kind, b)} : -1")
     if "wide" in i.modifiers:
@@ -300,8 +301,8 @@ TRANSLATIONS = (
         "bfe": _simple("field_{kind}({0}, {1}, {2})"),
         "prmt": _simple("permuted({0}, {1}, {2})"),
         "popc": _simple("__builtin_popcount({0})"),
-        "ex2": _simple("bits_f32(exp2f(as_f32({0})))"),
-        "sqrt": _simple("bits_f32(sqrtf(as_f32({0})))"),
+        "ex2": _simple("bits_f32(off_by(exp2f(as_f32({0})), 2, {0}))"),
+        "sqrt": _simple("bits_f32(off_by(sqrtf(as_f32({0})), 1, {0}))"),
     }
 )
 

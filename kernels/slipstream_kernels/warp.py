@@ -39,7 +39,8 @@ def sharpen(address, layout, y, x, size, live, factor):
 def source_place(x_row, px, py, den, length):
     # Where pixels come from along one axis, in source pixels: row x_row of the inverse map.
     top = px * tl.load(x_row) + py * tl.load(x_row + 1) + tl.load(x_row + 2)
-    place = top / den - 0.5
+    # an affine map divides by 1, which the GPU's approximate division need not give back as it is
+    place = tl.where(den == 1.0, top, top / den) - 0.5
     # what is far outside reads nothing, nor does what is no number: -2 stands for both, for they must be whole numbers
     return tl.where((place > -2.0) & (place < length + 1.0), place, -2.0)
 
