@@ -1,13 +1,17 @@
 """Whether a JPEG's markers are in order, from its first byte to its end: DALI mends files that Pillow refuses.
 
 libjpeg fails where a marker in the coded data is none that may stand there, or where the data stops before the end
-marker. DALI has all rows by then and looks no further. So the markers are followed here (ITU T.81, B.1 and B.2); what
-lies between them is not decoded. It takes about 3 us for a photograph of 120 KB that is in the cache.
+marker. DALI has all rows by then and looks no further. So the markers are followed here (ITU T.81, B.1 and B.2), and
+so is what libjpeg asks of their tables, frame and scans, for a GPU's decoder asks other things: tables that are whole
+and there when a scan needs them, sampling factors, a progressive scan's range. What lies between the markers is not
+decoded. It takes about 3 us for a photograph of 120 KB that is in the cache.
 """
 
 # Numba's types are untyped.
 # pyright: reportPrivateImportUsage=false, reportCallIssue=false
 from __future__ import annotations
+
+from typing import Any
 
 import numba
 import numpy as np
@@ -15,7 +19,9 @@ import slipstream_kernels  # noqa: F401  (where Numba keeps what it compiles)
 from numba import types
 
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
+_DHT, _DQT, _DRI, _COM = 0xC4, 0xDB, 0xDD, 0xFE
 _BASELINE, _PROGRESSIVE = 0xC0, 0xC2
+_MOST_BLOCKS = 10  # of a unit of coded data (B.2.3)
 _BLOCK = 1024  # bytes of coded data looked at together, which becomes vector code
 _READ_ONLY = types.Array(types.uint8, 1, "C", readonly=True)
 
@@ -50,10 +56,100 @@ def _next_marker(data: np.ndarray, at: np.uintp) -> np.intp:
     return np.intp(end)
 
 
+@numba.njit(types.intp(_READ_ONLY, types.intp, types.intp, types.intp), nogil=True, cache=True)
+def _quantizers(data: Any, at: Any, end: Any, known: int) -> int:
+    """Which of four quantization tables there are (a bit each) behind a DQT's segment; -1 for a bad one."""
+    while at < end:
+        table, wide = data[at] & 15, data[at] >> 4
+        if table > 3 or wide > 1:
+            return -1
+        known |= 1 << table
+        at += 1 + 64 * (1 + wide)
+    return known if at == end else -1
+
+
+@numba.njit(types.intp(_READ_ONLY, types.intp, types.intp, types.intp), nogil=True, cache=True)
+def _huffman_tables(data: Any, at: Any, end: Any, known: int) -> int:
+    """Likewise of Huffman tables behind a DHT's: four for DC, the low bits, and four for AC."""
+    while at + 17 <= end:
+        table, is_ac = data[at] & 15, data[at] >> 4
+        if table > 3 or is_ac > 1:
+            return -1
+        count = 0
+        room = 1 << 16  # codes of 16 bits that shorter ones leave
+        for bits in range(1, 17):
+            count += np.intp(data[at + bits])
+            room -= np.intp(data[at + bits]) << (16 - bits)
+        if count > 256 or room < 0 or at + 17 + count > end:
+            return -1
+        if not is_ac:
+            for place in range(at + 17, at + 17 + count):
+                if data[place] > 15:
+                    return -1
+        known |= 1 << (4 * is_ac + table)
+        at += 17 + count
+    return known if at == end else -1
+
+
+@numba.njit(types.boolean(_READ_ONLY, types.intp, types.intp, types.intp), nogil=True, cache=True)
+def _is_frame(data: Any, at: Any, length: Any, components: Any) -> bool:
+    """Whether a frame's components, three bytes each from `at` + 10 on, have their own names and factors that exist."""
+    if length != 8 + 3 * components:
+        return False
+    for i in range(components):
+        of = at + 10 + 3 * i
+        high, wide = data[of + 1] >> 4, data[of + 1] & 15
+        if not (1 <= high <= 4 and 1 <= wide <= 4) or data[of + 2] > 3:
+            return False
+        for j in range(i):
+            if data[of] == data[at + 10 + 3 * j]:
+                return False
+    return True
+
+
+@numba.njit(
+    types.boolean(_READ_ONLY, types.intp, types.intp, types.intp, types.intp, types.intp), nogil=True, cache=True
+)
+def _is_scan(data: Any, at: Any, length: Any, frame: Any, quantizers: int, tables: int) -> bool:
+    """Whether the scan whose marker is at `at` names components of the frame at `frame` and tables that are known."""
+    progressive = data[frame + 1] == _PROGRESSIVE
+    count = np.intp(data[at + 4])
+    if count < 1 or length != 6 + 2 * count:
+        return False
+    parameters = at + 5 + 2 * count
+    start, last = data[parameters], data[parameters + 1]
+    before, shift = data[parameters + 2] >> 4, data[parameters + 2] & 15
+    if progressive:
+        if start > last or last > 63 or (start == 0 and last != 0) or (start > 0 and count > 1):
+            return False
+        if shift > 13 or (before != 0 and before != shift + 1):
+            return False
+    blocks = 0
+    seen = 0
+    for i in range(count):
+        name, dc, ac = data[at + 5 + 2 * i], data[at + 6 + 2 * i] >> 4, data[at + 6 + 2 * i] & 15
+        which = -1
+        for j in range(np.intp(data[frame + 9])):
+            if data[frame + 10 + 3 * j] == name:
+                which = j
+        if which < 0 or seen & (1 << which) or dc > 3 or ac > 3:
+            return False
+        seen |= 1 << which
+        factors, quantizer = data[frame + 11 + 3 * which], data[frame + 12 + 3 * which]
+        blocks += np.intp(factors >> 4) * np.intp(factors & 15)
+        needs_dc = not progressive or (start == 0 and before == 0)
+        needs_ac = not progressive or start > 0
+        if not quantizers & (1 << quantizer):
+            return False
+        if (needs_dc and not tables & (1 << dc)) or (needs_ac and not tables & (16 << ac)):
+            return False
+    return bool(count == 1 or blocks <= _MOST_BLOCKS)
+
+
 @numba.njit(types.boolean(_READ_ONLY), nogil=True, cache=True)
 def _is_in_order(data: np.ndarray) -> bool | np.bool_:
     end = data.shape[0]
-    components = coded = 0
+    components = coded = frame = quantizers = tables = 0
     sequential = False
     at = 2
     while at + 1 < end:
@@ -75,14 +171,29 @@ def _is_in_order(data: np.ndarray) -> bool | np.bool_:
                 return False
             components = np.intp(data[at + 9])
             sequential = marker != _PROGRESSIVE
+            frame = at
+            if not _is_frame(data, at, length, components):
+                return False
         elif marker == _SOS:
             if components == 0 or length < 3:
                 return False
             coded += np.intp(data[at + 4])  # in a sequential frame each is coded once, and then nothing may follow
             if coded == 0 or (sequential and coded > components):
                 return False
-        # tables (DHT, DQT, DRI), APPn and comments
-        elif not (marker == 0xC4 or marker == 0xDB or marker == 0xDD or 0xE0 <= marker <= 0xEF or marker == 0xFE):
+            if not _is_scan(data, at, length, frame, quantizers, tables):
+                return False
+        elif marker == _DQT:
+            quantizers = _quantizers(data, at + 4, at + 2 + length, quantizers)
+            if quantizers < 0:
+                return False
+        elif marker == _DHT:
+            tables = _huffman_tables(data, at + 4, at + 2 + length, tables)
+            if tables < 0:
+                return False
+        elif marker == _DRI:
+            if length != 4:
+                return False
+        elif not (0xE0 <= marker <= 0xEF or marker == _COM):  # APPn and comments
             return False
         at += 2 + length
         if marker == _SOS:

@@ -65,7 +65,8 @@ def test_no_beginning_of_a_file_is_in_order(kind: str, monkeypatch: pytest.Monke
     data = jpeg(**ORDINARY[kind])
     assert not any(is_in_order(as_array(data[:end])) for end in range(len(data)))
     # The same in Python, which says so where an index is beyond the end; compiled code reads on.
-    monkeypatch.setattr(jpeg_scan, "_next_marker", jpeg_scan._next_marker.py_func)
+    for name in ("_next_marker", "_quantizers", "_huffman_tables", "_is_frame", "_is_scan"):
+        monkeypatch.setattr(jpeg_scan, name, getattr(jpeg_scan, name).py_func)
     small = bytes(encode(picture(3, (9, 7)), **ORDINARY[kind]))
     assert jpeg_scan._is_in_order.py_func(as_array(small))
     assert not any(jpeg_scan._is_in_order.py_func(as_array(small[:end])) for end in range(len(small)))
@@ -107,6 +108,82 @@ def test_other_codings_than_huffmans_of_8_bits_are_left_to_pillow(kind: int, pre
 def test_four_components_are_left_to_pillow() -> None:
     assert not is_in_order(encode(picture().convert("CMYK")))
     assert is_in_order(encode(picture().convert("L")))
+
+
+def spoilt(what: str) -> bytes:
+    """A file in which libjpeg finds an error before or at the first scan, by the markers' contents alone."""
+    progressive = what.startswith("progressive")
+    data = bytearray(jpeg(progressive=progressive))
+    frame, scan = data.index(b"\xff\xc2" if progressive else b"\xff\xc0"), data.index(b"\xff\xda")
+    refining = data.find(b"\xff\xda", scan + 2)  # the second scan of a progressive file: AC
+    quantizer, huffman = data.index(b"\xff\xdb"), data.index(b"\xff\xc4")
+    length = 2 + int.from_bytes(data[quantizer + 2 : quantizer + 4], "big")
+    if what == "no quantization table":
+        del data[quantizer : quantizer + length]
+    elif what == "no Huffman table":
+        data[scan + 6] = 0x22
+    elif what == "progressive, no Huffman table":
+        data[refining + 6] = 0x03
+    elif what == "a component that is none":
+        data[scan + 5] = 77
+    elif what == "a component twice":
+        data[scan + 7] = data[scan + 5]
+    elif what == "a name twice":
+        data[frame + 13] = data[frame + 10]
+    elif what == "seven components":
+        data[scan + 4] = 7
+    elif what == "a longer frame":
+        data[frame + 3] += 1
+        data.insert(frame + 19, 0)
+    elif what == "a longer interval":
+        data[scan:scan] = b"\xff\xdd\0\5\0\0\0"
+    elif what == "a fifth quantization table":
+        data[quantizer + 4] = 4
+    elif what == "a short quantization table":
+        data[quantizer + 3] -= 1
+        del data[quantizer + 5]
+    elif what == "a short Huffman table":
+        data[huffman + 3] -= 1
+        del data[huffman + 30]
+    elif what == "a fifth Huffman table":
+        data[huffman + 4] = 4
+    elif what == "more codes than bits":
+        data[huffman + 5], data[huffman + 5 + 8] = 3, 0
+    elif what == "a difference of 16 bits":
+        data[huffman + 21] = 16
+    else:
+        place, value = {
+            "factor 0": (frame + 11, 0x02),
+            "factor 5": (frame + 11, 0x51),
+            "more than ten blocks": (frame + 11, 0x44),
+            "a quantizer that is none": (frame + 12, 9),
+            "progressive, from 227": (refining + 7, 227),
+            "progressive, to 64": (refining + 8, 64),
+            "progressive, shifted by 14": (refining + 9, 14),
+            "progressive, from before": (refining + 9, 0x31),
+            "progressive, DC and AC": (scan + 5 + 2 * data[scan + 4] + 1, 5),
+        }[what]
+        data[place] = value
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        *("no quantization table", "no Huffman table", "progressive, no Huffman table", "a component that is none"),
+        *("a component twice", "a name twice", "seven components", "a longer frame", "a longer interval"),
+        *("a fifth quantization table", "a short quantization table", "a short Huffman table", "a fifth Huffman table"),
+        *("more codes than bits", "a difference of 16 bits", "factor 0", "factor 5", "more than ten blocks"),
+        *("a quantizer that is none", "progressive, from 227", "progressive, to 64", "progressive, shifted by 14"),
+        *("progressive, from before", "progressive, DC and AC"),
+    ],
+)
+def test_what_libjpeg_refuses_in_tables_frame_and_scans_is_not_in_order(what: str) -> None:
+    """A GPU's decoder asks other things, and may make a picture of it."""
+    data = as_array(spoilt(what))
+    assert not is_in_order(data)
+    with pytest.raises(OSError, match=r"broken data stream|no image that Pillow knows"):
+        decode_with_pillow(data)
 
 
 @pytest.mark.parametrize("name", ["DHT", "SOS", "DRI", "COM", "all of another"])
