@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # On a machine with a GPU: the gpu-marked tests, the crop launch, whole recipes, decoding, the loader and a short soak.
 #
-#   PARTS              some of "tests crop recipe options decode loader soak", run in this order (all). Each ends at its
-#                      own limit, in seconds 240, 90, 150, 150, 200, 170 and 150; expect 60 more for the first on a bare
-#                      machine, where the CPU's kernels are compiled. decode, loader and soak need DALI, soak litdata.
+#   PARTS              some of "tests crop recipe options peers decode loader soak", run in this order (all). Each ends
+#                      at its own limit, in seconds 240, 90, 190, 150, 150, 200, 170 and 150; expect 60 more for the first
+#                      on a bare machine, where the CPU's kernels are compiled. peers wants DALI and Kornia; decode, loader
+#                      and soak need DALI, soak litdata.
 #   LIMIT              seconds for all of them together (1500)
 #   OUT                folder for the JSON files and logs (benchmarks/results)
 #   PYTHON             an interpreter with torch, Triton, numba and pytest (.venv's, else python3)
@@ -36,7 +37,7 @@ has() { "$PYTHON" -c "import $1" 2>/dev/null; }
 part() {
   local name=$1 log=$OUT/$2 most=$3 left=$((${LIMIT:-1500} - SECONDS)) begin=$SECONDS code=0
   shift 3
-  [[ " ${PARTS:-tests crop recipe options decode loader soak} " == *" $name "* ]] || return 0
+  [[ " ${PARTS:-tests crop recipe options peers decode loader soak} " == *" $name "* ]] || return 0
   if [ "$left" -le 0 ]; then
     summary+=("$name: no time was left")
     status=1
@@ -61,28 +62,33 @@ has xdist && pytest+=(-n "${WORKERS:-6}")
 plain=(env -u TRITON_INTERPRET COLUMNS=180)
 
 part tests gpu-tests.log 240 "${plain[@]}" "${pytest[@]}" "${kernels[@]}"
-part crop gpu-crop.log 90 "$PYTHON" benchmarks/gpu_crop.py --only launch host peers "$@"
-part recipe gpu-recipe.log 150 "$PYTHON" benchmarks/gpu_recipe.py "$@"
+part crop gpu-crop.log 90 "$PYTHON" benchmarks/gpu_crop.py --only launch host "$@"
+part recipe gpu-recipe.log 190 "$PYTHON" benchmarks/gpu_recipe.py --only dinov2 dinov2-as-trained dino simclr timm "$@"
 part options gpu-options.log 150 "$PYTHON" benchmarks/gpu_crop.py --name gpu-options --only options "$@"
+# Theirs and ours in one run, once all of them are there.
+part peers gpu-crop-peers.log 60 "$PYTHON" benchmarks/gpu_crop.py --name gpu-crop-peers --only peers "$@"
+part peers gpu-recipe-peers.log 90 "$PYTHON" benchmarks/gpu_recipe.py --name gpu-recipe-peers --only peers "$@"
 if has nvidia.dali; then
   part decode gpu-decode.log 200 "${plain[@]}" "${pytest[@]}" "${decoding[@]}"
 elif [[ " ${PARTS:-decode} " == *" decode "* ]]; then
   summary+=("decode: left out, for there is no DALI")
 fi
 part loader gpu-loader.log 170 "$PYTHON" benchmarks/gpu_loader.py "$@"
-# In half a minute the allocator still takes its part, hence more room than a long run's 2 %.
+# In half a minute the allocator and DALI's pools still take their part, hence more room than a long run's 2 %.
 part soak gpu-soak.log 150 env PYTHONPATH="$PWD/tests:$PYTHONPATH" "$PYTHON" tests/soak.py --device cuda --minutes 1.5 \
-  --growth 0.05 --json "$OUT/gpu-soak.json"
+  --growth 0.1 --json "$OUT/gpu-soak.json"
 
 tables=()
-for name in gpu-crop gpu-options gpu-recipe gpu-loader; do
+for name in gpu-crop gpu-options gpu-recipe gpu-crop-peers gpu-recipe-peers gpu-loader; do
   [ -f "$OUT/$name.json" ] && tables+=("$name")
 done
 [ "${#tables[@]}" -eq 0 ] || "$PYTHON" benchmarks/report.py --results "$OUT" "${tables[@]}" | cut -c1-220 | tail -c 7000
 for log in "$OUT"/gpu-tests.log "$OUT"/gpu-decode.log; do
   [ -f "$log" ] || continue
   echo
-  grep -E '^(FAILED|ERROR) ' "$log" | cut -c1-180 | head -n 12 || grep -oE 'FAILED tests.*|tests.* FAILED' "$log" | head -n 12
+  failed=$(grep -E '^(FAILED|ERROR) ' "$log" | cut -c1-180)
+  [ -n "$failed" ] || failed=$(grep -oE 'FAILED tests.*|tests.* FAILED' "$log") # of a run that was ended, by -vv
+  head -n 12 <<<"$failed"
   tail -n 1 "$log"
 done
 echo

@@ -9,10 +9,10 @@
 # at once, for an idle machine is given back bare. In all of them
 #   export PYTHONPATH=/tmp/site SLIPSTREAM_PHOTOS=/tmp/gpu/photos SLIPSTREAM_HOSTILE=/tmp/gpu/hostile SLIPSTREAM_COMMIT=...
 #   .gpu/1  bash .gpu/1/take.sh 1; PARTS="tests crop" LIMIT=440 bash benchmarks/gpu.sh         wrong bytes here: mend these first
-#   .gpu/2  bash .gpu/2/take.sh 2; PARTS=recipe LIMIT=220 bash benchmarks/gpu.sh
+#   .gpu/2  bash .gpu/2/take.sh 2; PARTS=recipe LIMIT=230 bash benchmarks/gpu.sh
 #   .gpu/3  bash .gpu/3/take.sh 3; PARTS=options LIMIT=180 bash benchmarks/gpu.sh
-#   .gpu/4  bash .gpu/4/take.sh 4; PARTS="decode loader" LIMIT=430 bash benchmarks/gpu.sh
-#   .gpu/5  bash .gpu/5/take.sh 5; PARTS=soak LIMIT=170 bash benchmarks/gpu.sh
+#   .gpu/4  bash .gpu/4/take.sh 4; PARTS="peers decode" LIMIT=370 bash benchmarks/gpu.sh
+#   .gpu/5  bash .gpu/5/take.sh 5; PARTS="loader soak" LIMIT=340 bash benchmarks/gpu.sh
 #
 # What call 4 decides: do "pixels, engines - CUDA" and "shared - reversed" differ, then an image's bytes depend on its batch with
 # decode_dali's _HW_DECODER_LOAD of 0.65: make it 1.0 or 0.0, by their rates. Is a mean from Pillow near decode_check's BOUND,
@@ -31,8 +31,8 @@ get() {
 # Not what DALI needs for other work only: nvcomp, nvTIFF, nvJPEG2000 (slipstream decodes those formats with Pillow).
 get "$tmp/dali" nvidia-dali-cuda130 nvidia-nvimgcodec-cu13 nvidia-nvjpeg 'astunparse<=1.6.3' 'gast<=0.7.0' optree makefun \
   'libcst~=1.8' nvtx zstandard
-# What the tests want of pytest: processes beside each other, and a mark that they use.
-get "$gpu/1/tools" pytest-xdist execnet pytest-timeout hypothesis sortedcontainers
+# What the tests want of pytest: processes beside each other, and a mark that they use; and a peer.
+get "$gpu/1/tools" pytest-xdist execnet pytest-timeout hypothesis sortedcontainers kornia kornia_rs
 get "$tmp/litdata" litdata lightning-utilities obstore boto3 botocore s3transfer jmespath
 (cd "$tmp/dali" && for w in nvidia_*.whl; do
   zip -q -d "$w" '*cpython-39-*' '*cpython-310-*' '*cpython-311-*' '*cpython-313*' '*cpython-314*' '*cpython-315*' '*/include/*' || true

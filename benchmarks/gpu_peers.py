@@ -28,7 +28,10 @@ def with_slipstream(batch: Batch) -> Call:
 
 
 def with_torchvision(batch: Batch) -> Call:
-    """torchvision v2 image by image, antialiased, with the same boxes; its rounding is within 2 of a byte."""
+    """torchvision v2 image by image, antialiased, with the same boxes.
+
+    It rounds once, where Pillow rounds and clips between the passes: within 2 of a byte but beside hard edges.
+    """
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.v2 import functional
 
@@ -141,9 +144,12 @@ def check_peer(name: str, outputs: list[torch.Tensor], batch: Batch) -> None:
         if name == "slipstream":
             assert torch.equal(output, expected), name
         elif name in SAME_BOXES:
-            # two of 255 in units of the smallest deviation, and a bfloat16's own rounding on top
-            difference = (output.float() - expected.float()).abs().max().item()
-            assert difference < 2.5 / 255 / min(IMAGENET_STD) + 2**-7, (name, difference)
+            # Two of 255 in units of the smallest deviation, and a bfloat16's own rounding on top. Where bicubic weights
+            # overshoot white or black, it was 14 of 255 on photographs, in 8.5e-6 of all values.
+            apart = (output.float() - expected.float()).abs()
+            share = (apart >= 2.5 / 255 / min(IMAGENET_STD) + 2**-7).float().mean().item()
+            assert share < 1e-4, (name, share)
+            assert apart.max().item() < 0.6, (name, apart.max().item())
         else:
             # other boxes of the same images: between the means is chance, by five standard errors at the most
             difference = output.float().mean((1, 2, 3)) - expected.float().mean((1, 2, 3))

@@ -107,7 +107,7 @@ def gpu_crop_tables(result: Result) -> list[str]:
         tables.append(table(["on the device", "ms (min - max)"], rows))
     options = [
         [
-            " x ".join(str(row["options"][f"BLOCK_{axis}"]) for axis in "HWRK"),
+            " x ".join(str(row["options"][f"BLOCK_{axis}"]) for axis in "HW"),
             str(row["options"]["num_warps"]),
             str(row["options"].get("maxnreg", "")),
             row.get("error") or f"{row['launches_milliseconds']:.3f}",
@@ -116,7 +116,7 @@ def gpu_crop_tables(result: Result) -> list[str]:
         for row in sorted(result.get("options", ()), key=lambda row: row.get("launches_milliseconds", 1e9))
     ]
     if options:
-        tables.append(table(["BLOCK_H x W x R x K", "warps", "maxnreg", "ms", "of the copy"], options))
+        tables.append(table(["BLOCK_H x W", "warps", "maxnreg", "ms", "of the copy"], options))
     peers = [[name, times.get("error") or milliseconds(times)] for name, times in result.get("peers", {}).items()]
     if peers:
         tables.append(table(["by the host's clock", "ms (min - max)"], peers))
@@ -210,13 +210,19 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=record.RESULTS, help="their folder (benchmarks/results)")
     given = parser.parse_args()
     files = [given.results / f"{name}.json" for name in given.names] or sorted(given.results.glob("*.json"))
+    failed = False
     for file in files:
         if not file.exists():
             print(f"\n### {file.stem}\n\nno result in {given.results.name}")
             continue
         result = json.loads(file.read_text())
         kind = "crop" if "benchmarks" in result else result["benchmark"]
-        print(f"\n### {file.stem}\n\n" + "\n\n".join(TABLES[kind](result)))
+        try:
+            text = "\n\n".join(TABLES[kind](result))
+        except Exception as error:  # the other files' tables are still wanted
+            text, failed = f"no table: {type(error).__name__}: {error}", True
+        print(f"\n### {file.stem}\n\n{text}")
+    raise SystemExit(failed)
 
 
 if __name__ == "__main__":
