@@ -14,9 +14,10 @@
 #   .gpu/4  bash .gpu/4/take.sh 4; PARTS="peers decode" LIMIT=370 bash benchmarks/gpu.sh
 #   .gpu/5  bash .gpu/5/take.sh 5; PARTS="loader soak" LIMIT=340 bash benchmarks/gpu.sh
 #
-# What call 4 decides: do "pixels, engines - CUDA" and "shared - reversed" differ, then an image's bytes depend on its batch with
-# decode_dali's _HW_DECODER_LOAD of 0.65: make it 1.0 or 0.0, by their rates. Is a mean from Pillow near decode_check's BOUND,
-# the check will call good images wrong: raise it, with the number for its reason.
+# What the loader's part decides: with decode_dali's _HW_DECODER_LOAD of 1.0 all that the JPEG engines can decode is theirs, so that
+# an image's bytes depend on no other. Are "pixels, engines - CUDA" and "shared - reversed" equal, it may be the share of the
+# highest rate; else 1.0, or 0.0 where that is faster. Is a mean from Pillow near decode_check's BOUND, the check will call good
+# images wrong: raise it, with the number for its reason.
 set -euo pipefail
 photos=${1:?usage: gpu_carry.sh PHOTOS HOSTILE}; hostile=${2:?usage: gpu_carry.sh PHOTOS HOSTILE}
 repository=$(cd "$(dirname "$0")/.." && pwd)

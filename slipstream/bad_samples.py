@@ -12,7 +12,7 @@ import numpy as np
 from .draws import Draws, stream_key
 
 POLICIES = ("raise", "replace", "skip", "resample")
-PARTIAL = "partial"
+PARTIAL, DIFFERING = "partial", "differing"
 TRIES = 100  # of resampling one position: a set where all fail is no set
 GREY = 128
 
@@ -23,9 +23,10 @@ _log = logging.getLogger("slipstream")
 class Report:
     """What a loader has met so far, in batches made for its consumer or ahead of it.
 
-    bad: (sample id, path, reason) of every bad sample, each once, in the order of their ids. replaced, skipped,
-    resampled: how often each was done, which is once for every time that a bad sample came. partial: likewise the
-    samples that are there in part, the rest grey (truncated="grey"), which are valid; greyed: how often they came.
+    bad: (sample id, path, reason) of every bad sample, each once, in the order of their ids; also of one that was
+    handed out as a GPU decoded it, and that the CPU decodes otherwise. replaced, skipped, resampled: how often each was
+    done, which is once for every time that a bad sample came. partial: likewise the samples that are there in part, the
+    rest grey (truncated="grey"), which are valid; greyed: how often they came.
     """
 
     bad: tuple[tuple[int, str, str], ...] = ()
@@ -53,13 +54,14 @@ class Record:
 
     _bad: dict[int, tuple[str, str]] = field(default_factory=dict)
     _partial: dict[int, tuple[str, str]] = field(default_factory=dict)
-    _counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys((*POLICIES, PARTIAL), 0))
+    _counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys((*POLICIES, PARTIAL, DIFFERING), 0))
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, policy: str, failures: Sequence[tuple[int, str, str]]) -> None:
         """Note failures, (sample id, path, reason), and what is done; log each sample the first time.
 
-        `policy` is one of POLICIES, or PARTIAL for samples of which a part is there.
+        `policy` is one of POLICIES, or PARTIAL for samples of which a part is there, or DIFFERING for those that a
+        GPU decoded otherwise than the CPU does.
         """
         noted = self._partial if policy == PARTIAL else self._bad
         for sample_id, path, reason in failures:
@@ -90,6 +92,7 @@ _DONE = {
     "skip": "left out",
     "resample": "another sample stands in",
     PARTIAL: "the rest is grey",
+    DIFFERING: "so it was handed out; from now on the CPU decodes it",
 }
 
 

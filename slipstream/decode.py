@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from slipstream_kernels.ragged import RaggedBatch
 
-from .decode_check import Checked, DecodeCheck
+from .decode_check import Checked, DecodeCheck, Wrong, image_keys
 from .decode_dali import DaliPipeline, takes
 from .decode_parse import dali_can_parse
 from .decode_pillow import TRUNCATED, check_size, decode_with_pillow
@@ -44,6 +44,10 @@ class DecodeError(RuntimeError):
     def __str__(self) -> str:
         lines = (f"sample {sample_id} ({path}): {reason}" for sample_id, path, reason in self.failures)
         return "\n  ".join((f"{len(self.failures)} image(s) could not be decoded:", *lines))
+
+
+class WrongPixelsError(DecodeError):
+    """The same of images in batches that were handed out before: the device decoded them otherwise than the CPU."""
 
 
 class Decoder:
@@ -92,10 +96,12 @@ class Decoder:
         self._reading: deque[tuple[Any, tuple[np.ndarray, ...]]] = deque()  # encoded bytes until the GPU has read them
         self._pipeline = DaliPipeline(device, max_batch=max_batch, num_threads=num_threads, apply_exif=apply_exif)
         self._pipeline.build()
+        self._for_cpu: set[int] = set()  # keys of images that the device's decoder refused, or decoded wrongly
+        self._differing: list[Wrong] = []
         self._check: DecodeCheck | None = None
         if device.type == "cuda" if verify is None else verify:
             options: dict[str, Any] = {"max_pixels": max_pixels, "apply_exif": apply_exif}
-            self._check = DecodeCheck(lambda data: decode_with_pillow(data, **options))
+            self._check = DecodeCheck(lambda data: decode_with_pillow(data, **options), device)
 
     def decode(
         self,
@@ -119,9 +125,10 @@ class Decoder:
         nothing of the reader's. The encoded bytes, which the GPU may still read, the decoder holds itself, so that a
         batch that nobody reads can be dropped at any time.
 
-        Raises DecodeError naming every sample that neither DALI nor Pillow could decode, that has more than max_pixels,
-        or that was decoded wrongly in a batch before; the decoder goes on with the next batch. Raises ValueError for
-        more than max_batch images, and RuntimeError after close() or in a forked child.
+        Raises DecodeError naming every sample that neither DALI nor Pillow could decode or that has more than
+        max_pixels; the decoder goes on with the next batch. Raises WrongPixelsError, before it decodes anything, for
+        samples of batches before that were decoded wrongly; they are told once, and decoded by the CPU from then on.
+        Raises ValueError for more than max_batch images, and RuntimeError after close() or in a forked child.
         """
         if len(encoded) != len(sample_ids):
             raise ValueError(
@@ -146,7 +153,7 @@ class Decoder:
     ) -> tuple[RaggedBatch, dict[int, str]]:
         """The same, with the stand-in (uint8 [H, W, 3]) for what cannot be decoded; and why, by row of the batch.
 
-        Raises DecodeError only for what was decoded wrongly in a batch before.
+        Raises WrongPixelsError for what was not written at all; other wrong pixels are told by `differing()`.
         """
         batch, reasons = self._decode_locked(encoded, sample_ids, describe, stand_in, partial)
         assert batch is not None
@@ -167,11 +174,10 @@ class Decoder:
         with self._lock:
             if self._closed:
                 raise RuntimeError("this Decoder is closed")
-            wrong = self._check.failures() if self._check is not None else []
-            if wrong:
-                raise DecodeError(wrong)
+            ids = np.asarray(sample_ids, np.int64)
+            self._look_at_the_check(tolerant=stand_in is not None)
             try:
-                batch, reasons, on_device = self._decode(encoded, stand_in, {} if partial is None else partial)
+                batch, reasons, on_device = self._decode(encoded, ids, stand_in, {} if partial is None else partial)
             except BaseException:
                 if self._stream is not None:
                     self._stream.synchronize()  # the caller lets go of the encoded bytes
@@ -184,9 +190,25 @@ class Decoder:
                 while self._reading and self._reading[0][0].query():
                     self._reading.popleft()
             if self._check is not None and batch is not None and on_device:
-                checked = Checked(batch, on_device, list(encoded), np.asarray(sample_ids, np.int64))
+                checked = Checked(batch, on_device, list(encoded), ids)
                 self._check.add(checked, describe, self._stream)
             return batch, reasons
+
+    def _look_at_the_check(self, tolerant: bool) -> None:
+        wrong = self._check.failures() if self._check is not None else []
+        self._for_cpu.update(each.key for each in wrong)
+        told = [each for each in wrong if each.unwritten or not tolerant]
+        self._differing += [each for each in wrong if each not in told]
+        if told:
+            raise WrongPixelsError([(each.sample_id, each.path, each.reason) for each in told])
+
+    def differing(self) -> list[tuple[int, str, str]]:
+        """(sample id, path, reason) of images of batches before that the CPU decodes otherwise, since the last call.
+
+        Only those that were written: where data are damaged, two decoders may make two pictures of them.
+        """
+        differing, self._differing = self._differing, []
+        return [(each.sample_id, each.path, each.reason) for each in differing]
 
     @property
     def busy(self) -> bool:
@@ -199,18 +221,22 @@ class Decoder:
             with self._lock:
                 self._closed = True
                 self._pipeline.close()
-                for sample_id, path, reason in self._check.close() if self._check is not None else ():
-                    _log.error("sample %d (%s): %s", sample_id, path, reason)  # no batch comes that it could stop
-                for ready, _ in self._reading:
-                    ready.synchronize()
-                self._reading.clear()
+                try:
+                    for each in self._check.close() if self._check is not None else ():
+                        # no batch comes that it could stop
+                        _log.error("sample %d (%s): %s", each.sample_id, each.path, each.reason)
+                    for ready, _ in self._reading:
+                        ready.synchronize()
+                finally:  # a device that failed raises at every wait
+                    self._reading.clear()
 
     def _decode(
-        self, encoded: Sequence[np.ndarray], stand_in: np.ndarray | None, partial: dict[int, str]
+        self, encoded: Sequence[np.ndarray], ids: np.ndarray, stand_in: np.ndarray | None, partial: dict[int, str]
     ) -> tuple[RaggedBatch | None, dict[int, str], list[int]]:
         reasons: dict[int, str] = {}
         table = Rows(len(encoded), self._device, self._stream)
-        known, alone, stored = self._sort(encoded, reasons)
+        keys = image_keys(ids, encoded).tolist()
+        known, for_cpu, alone, stored = self._sort(encoded, keys, reasons)
         failure = ""
         if stored:
             table.put_stored(list(stored), [encoded[row] for row in stored], list(stored.values()))
@@ -220,11 +246,12 @@ class Decoder:
                 outputs = self._pipeline.run([encoded[row] for row in known], self._stream)
             except RuntimeError as error:  # DALI's only answer to an image that it refuses
                 failure = str(error) or type(error).__name__  # not itself: it has this frame, a cycle that holds pixels
-                alone = sorted(alone + known)
             else:
                 table.put_outputs(known, outputs)
-        if alone:
-            refused = self._decode_each_alone(encoded, alone, set(known), table, reasons, partial)
+        decoders = dict.fromkeys(alone, 2) | dict.fromkeys(for_cpu, 1) | (dict.fromkeys(known, 0) if failure else {})
+        if decoders:
+            refused = self._decode_each_alone(encoded, decoders, table, reasons, partial)
+            self._for_cpu.update(keys[row] for row in refused)
             if failure and not refused:  # want of memory, say: right, but slow from now on
                 warnings.warn(
                     f"DALI failed on a batch and then decoded each of its images alone: {failure}",
@@ -239,11 +266,12 @@ class Decoder:
         return table.batch(), reasons, table.on_device
 
     def _sort(
-        self, encoded: Sequence[np.ndarray], reasons: dict[int, str]
-    ) -> tuple[list[int], list[int], dict[int, tuple[int, int]]]:
-        """Which rows DALI takes, which are decoded alone and which are stored YUV (with their sizes), by their headers;
-        the rest is refused: into `reasons`."""
+        self, encoded: Sequence[np.ndarray], keys: Sequence[int], reasons: dict[int, str]
+    ) -> tuple[list[int], list[int], list[int], dict[int, tuple[int, int]]]:
+        """Which rows DALI takes, which of them on the CPU only, which are Pillow's and which are stored YUV (with their
+        sizes), by their headers and what is known of them; the rest is refused: into `reasons`."""
         known: list[int] = []
+        for_cpu: list[int] = []
         alone: list[int] = []
         stored: dict[int, tuple[int, int]] = {}
         for row, data in enumerate(encoded):
@@ -263,33 +291,36 @@ class Decoder:
             except ValueError as error:
                 reasons[row] = str(error)
                 continue
-            if takes(header, data) and dali_can_parse(data):
-                known.append(row)
-            else:
+            if not takes(header, data) or not dali_can_parse(data):
                 alone.append(row)
-        return known, alone, stored
+            elif keys[row] in self._for_cpu:
+                for_cpu.append(row)
+            else:
+                known.append(row)
+        return known, for_cpu, alone, stored
 
     def _decode_each_alone(
         self,
         encoded: Sequence[np.ndarray],
-        rows: list[int],
-        known: set[int],
+        decoders: dict[int, int],
         table: Rows,
         reasons: dict[int, str],
         partial: dict[int, str],
-    ) -> int:
-        """Decode `rows` one by one; returns how many of the `known` ones DALI refused."""
+    ) -> list[int]:
+        """Decode rows one by one, each from its decoder on: the device's (0), DALI's on the CPU (1), Pillow (2).
+
+        Returns which ones the device's refused.
+        """
         devices = [self._device] if self._stream is None else [self._device, torch.device("cpu")]
         single = [DaliPipeline(device, max_batch=1, num_threads=1, apply_exif=self._apply_exif) for device in devices]
-        refused = 0
-        for row in rows:
+        refused = []
+        for row, first in sorted(decoders.items()):
             data = encoded[row]
-            if row in known:
-                if self._accepts(single[0], data, row, table):
-                    continue
-                refused += 1
-                if any(self._accepts(pipeline, data, row, table) for pipeline in single[1:]):
-                    continue
+            taken = next((k for k in range(first, len(single)) if self._accepts(single[k], data, row, table)), 2)
+            if first == 0 < taken:
+                refused.append(row)
+            if taken < 2:
+                continue
             pixels, reason = self._by_pillow(data, "fail")
             if pixels is None and self._truncated == "grey":
                 pixels, _ = self._by_pillow(data, "grey")

@@ -11,7 +11,7 @@ batch is decoded. What memory held that others wrote meanwhile is not known here
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from slipstream_kernels.ragged import RaggedBatch
 
-from .device import on_stream, to_device
+from .device import on_stream, to_device, use_device
 from .draws import Draws, stream_key
 
 ONE_IN = 256
@@ -32,7 +32,21 @@ _NEEDED = 4  # known probes for a suspicion: fewer are equal by chance too often
 _STEP = 256  # bytes between probes, at least
 _REMEMBERED = 1 << 18
 
-Failure = tuple[int, str, str]
+
+class Wrong(NamedTuple):
+    """A sample that a device decoded otherwise than the CPU; unwritten: what its memory held before is there yet."""
+
+    sample_id: int
+    path: str
+    reason: str
+    key: int
+    unwritten: bool
+
+
+def image_keys(sample_ids: np.ndarray, encoded: Sequence[np.ndarray]) -> np.ndarray:
+    """What tells an image from others, those of other fields of its sample too: int64 [n], of id and encoded length."""
+    lengths = np.array([len(data) for data in encoded], np.int64)
+    return (np.asarray(sample_ids, np.int64) << 24) + lengths % (1 << 24)
 
 
 def is_drawn(sample_ids: np.ndarray) -> np.ndarray:
@@ -55,20 +69,24 @@ def probe_addresses(addresses: np.ndarray, lengths: np.ndarray) -> tuple[np.ndar
 
 
 class Probes:
-    """The byte last seen at each address, for as many addresses as there is room."""
+    """The byte last seen at each address, and in which image, for as many addresses as there is room."""
 
     def __init__(self) -> None:
         self._addresses = np.zeros(_REMEMBERED, np.int64)
         self._values = np.zeros(_REMEMBERED, np.uint8)
+        self._keys = np.zeros(_REMEMBERED, np.int64)
 
-    def unchanged(self, addresses: np.ndarray, whose: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
-        """Which of `count` images show nothing but what was there before, bool [count]; `values` are remembered."""
+    def unchanged(self, addresses: np.ndarray, whose: np.ndarray, values: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """Which images (their keys, int64 [n]) show nothing but what another left, bool [n]; `values` are remembered.
+
+        An image where it lay itself is as it was before: a set of few batches would be one of suspects.
+        """
         slots = (addresses // _STEP) % _REMEMBERED
-        known = self._addresses[slots] == addresses
+        known = (self._addresses[slots] == addresses) & (self._keys[slots] != keys[whose])
         same = known & (self._values[slots] == values)
-        self._addresses[slots], self._values[slots] = addresses, values
-        found = np.bincount(whose[known], minlength=count)
-        return (found >= _NEEDED) & (np.bincount(whose[same], minlength=count) == found)
+        self._addresses[slots], self._values[slots], self._keys[slots] = addresses, values, keys[whose]
+        found = np.bincount(whose[known], minlength=len(keys))
+        return (found >= _NEEDED) & (np.bincount(whose[same], minlength=len(keys)) == found)
 
 
 class Checked(NamedTuple):
@@ -83,11 +101,11 @@ class Checked(NamedTuple):
 class DecodeCheck:
     """Compares batches, on a thread of its own, with what `decode` (bytes to uint8 [H, W, 3]) makes on the CPU."""
 
-    def __init__(self, decode: Callable[[np.ndarray], np.ndarray]) -> None:
+    def __init__(self, decode: Callable[[np.ndarray], np.ndarray], device: torch.device) -> None:
         self._decode = decode
         self._probes = Probes()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="slipstream-check")
-        self._pending: deque[Future[list[Failure]]] = deque()
+        self._thread = ThreadPoolExecutor(1, "slipstream-check", initializer=use_device, initargs=(device,))
+        self._pending: deque[Future[list[Wrong]]] = deque()
 
     def add(self, checked: Checked, describe: Callable[[int], str], stream: Any) -> None:
         """Check this batch, holding its pixels and bytes until that is done; waits if two others are under way."""
@@ -101,26 +119,28 @@ class DecodeCheck:
         while len(self._pending) > _BEHIND and not self._pending[0].done():
             self._pending[0].exception()
 
-    def failures(self, *, wait: bool = False) -> list[Failure]:
-        """(sample id, path, reason) of what was found wrong since the last call; `wait` for all batches."""
-        found: list[Failure] = []
+    def failures(self, *, wait: bool = False) -> list[Wrong]:
+        """What was found wrong since the last call; `wait` for all batches."""
+        found: list[Wrong] = []
         while self._pending and (wait or self._pending[0].done()):
             found += self._pending.popleft().result()
         return found
 
-    def close(self) -> list[Failure]:
+    def close(self) -> list[Wrong]:
         """End the thread; gives the last failures."""
-        found = self.failures(wait=True)
-        self._thread.shutdown()
-        return found
+        try:
+            return self.failures(wait=True)
+        finally:
+            self._thread.shutdown()
 
     def _look(
         self, checked: Checked, describe: Callable[[int], str], probes: tuple[np.ndarray, np.ndarray, Any], read: Any
-    ) -> list[Failure]:
+    ) -> list[Wrong]:
         if read is not None:
             read.synchronize()
         addresses, whose, values = probes
-        suspects = self._probes.unchanged(addresses, whose, np.asarray(values), len(checked.rows))
+        keys = image_keys(checked.sample_ids, checked.encoded)[checked.rows]
+        suspects = self._probes.unchanged(addresses, whose, np.asarray(values), keys)
         failures = []
         for place in np.flatnonzero(suspects | is_drawn(checked.sample_ids[checked.rows])).tolist():
             row = checked.rows[place]
@@ -128,7 +148,8 @@ class DecodeCheck:
             if reason:
                 held = "; its memory is as it was before" if suspects[place] else ""
                 sample_id = int(checked.sample_ids[row])
-                failures.append((sample_id, describe(sample_id), f"decoded wrongly: {reason}{held}"))
+                reason = f"decoded wrongly: {reason}{held}"
+                failures.append(Wrong(sample_id, describe(sample_id), reason, int(keys[place]), bool(suspects[place])))
         return failures
 
     def _compare(self, batch: RaggedBatch, row: int, data: np.ndarray) -> str:

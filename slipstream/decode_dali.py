@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import os
 import weakref
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from .header import Header
 
@@ -16,8 +18,9 @@ from .header import Header
 _MAX_WEBP_CHUNKS = 16
 # Where a PNG says how many bits a value has; the byte after it is 0 for grey.
 _PNG_DEPTH = 24
-# The share of a batch's baseline JPEGs that goes to the GPU's JPEG engines, where it has any; the rest goes to CUDA.
-_HW_DECODER_LOAD = 0.65
+# The share of a batch's JPEGs that goes to the GPU's JPEG engines, where it has any: all that these can decode. With a
+# smaller one the rest goes to CUDA, which may round otherwise, and which images those are depends on their neighbours.
+_HW_DECODER_LOAD = 1.0
 
 # All that exist in this process.
 _pipelines: weakref.WeakSet[DaliPipeline] = weakref.WeakSet()
@@ -52,6 +55,12 @@ def _is_whole_webp(data: np.ndarray) -> bool:
         size = int.from_bytes(view[at + 4 : at + 8], "little")
         at += 8 + size + (size & 1)
     return at == len(view)
+
+
+def _small_jpeg() -> np.ndarray:
+    out = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(out, "JPEG")
+    return np.frombuffer(out.getvalue(), np.uint8)
 
 
 class DaliPipeline:
@@ -90,6 +99,9 @@ class DaliPipeline:
                 pixels = fn.decoders.image(data, device="mixed" if self.on_gpu else "cpu", **decoding)
                 self._pipeline.set_outputs(pixels)
             self._pipeline.build()
+            if self.on_gpu:
+                # How many images a batch may give to the engines is settled by a pipeline's first.
+                self.run([_small_jpeg()] * self._options["batch_size"], None)
         return self._pipeline
 
     def run(self, encoded: list[np.ndarray], stream: Any) -> Any:

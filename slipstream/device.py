@@ -104,6 +104,12 @@ def on_stream(stream: Any) -> Iterator[None]:
         yield
 
 
+def use_device(device: torch.device) -> None:
+    """Make this the calling thread's device: a thread begins on GPU 0, where its first call would make a context."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
 def to_device(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
     """A host array or tensor as a tensor on the device, without waiting for the copy."""
     tensor = torch.from_numpy(array) if isinstance(array, np.ndarray) else array

@@ -32,6 +32,8 @@ from .shares import Shares, choose_ranks, choose_tail, distributed_ranks
 from .state import fingerprint, make_state, read_state
 from .workers import Drawn, Outage, Resources, Work, end_from_any_thread, finish
 
+_MOST_GPU_THREADS = 16  # each takes some 30 MB of GPU and pinned memory, by DALI's defaults
+
 _log = logging.getLogger("slipstream")
 
 
@@ -52,11 +54,12 @@ class SlipstreamLoader:
     stages, beginning with a crop stage; an image field without one gives a list of decoded uint8 [3, H, W] tensors.
     exclude_fields: fields not to read. device: None is SLIPSTREAM_DEVICE, else the current CUDA device (LOCAL_RANK's
     under torchrun), else the CPU. backend: None (Triton on CUDA, else the CPU kernels), "triton" or "cpu"; a crop
-    stage's own goes before it. num_threads: for decoding and for CPU crops, None is this process's share of the cores.
-    prefetch: batches waiting to be taken; up to three more are being made. apply_exif: turn images as their EXIF
-    orientation says. batch_stages: MixUp, CutMix, ... on the finished batch. return_plan: add `_plan`, a dict of image
-    field -> Plan, what was drawn for the batch, and under `_batch_stages` what each batch stage drew. verbose: a line
-    about the data and one where CPU kernels must be compiled (rank 0's), and progress of downloads.
+    stage's own goes before it. num_threads: for decoding and for CPU crops, None is this process's share of the cores
+    (on a GPU 16 at most, for each takes memory there). prefetch: batches waiting to be taken; up to three more are
+    being made. apply_exif: turn images as their EXIF orientation says. batch_stages: MixUp, CutMix, ... on the finished
+    batch. return_plan: add `_plan`, a dict of image field -> Plan, what was drawn for the batch, and under
+    `_batch_stages` what each batch stage drew. verbose: a line about the data and one where CPU kernels must be
+    compiled (rank 0's), and progress of downloads.
 
     A batch is a dict: each crop by its name, [B, 3, h, w] (without names, under its field: a tensor, or a list of
     them); the other fields as int64, float32 or bool [B], equal-shape arrays stacked, anything else as a list;
@@ -69,6 +72,7 @@ class SlipstreamLoader:
     at `next()` DecodeError or ReadError, naming samples, or ValueError for a pickled field that could run code, after
     which iteration goes on with the next batch; and, under every `on_error`, UnavailableError where a store does not
     answer or the cache folder is full or cannot be written, after which the next `next()` reads the same batch again.
+    So it does after a DecodeError that says "decoded wrongly": a GPU's decoder failed in a batch handed out before.
     """
 
     def __init__(
@@ -109,7 +113,7 @@ class SlipstreamLoader:
         self.device = choose_device(device)
         self.backend = resolve_backend(checks.one_of("backend", backend, checks.BACKENDS), self.device)
         checks.flag("verbose", verbose)
-        num_threads = own_cores() if num_threads is None else checks.whole("num_threads", num_threads, 1)
+        num_threads = _choose_threads(num_threads, self.device)
         prefetch = checks.whole("prefetch", prefetch, 1)
 
         tells_valid = self.tail == "pad" or self.on_error == "replace"
@@ -339,6 +343,12 @@ class _Epoch:
             event = torch.cuda.Event()
             event.record(torch.cuda.current_stream(self._loader.device))
             resources.hold(event, [images for images, _, _ in drawn.images.values()])
+
+
+def _choose_threads(num_threads: int | None, device: torch.device) -> int:
+    if num_threads is not None:
+        return checks.whole("num_threads", num_threads, 1)
+    return own_cores() if device.type == "cpu" else min(own_cores(), _MOST_GPU_THREADS)
 
 
 def _read_fields(fields: Mapping[str, str], exclude_fields: Sequence[str], added: Sequence[str]) -> dict[str, str]:

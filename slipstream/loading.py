@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from slipstream_kernels.ragged import RaggedBatch
 
-from .bad_samples import GREY, PARTIAL, TRIES, resampled_positions
+from .bad_samples import DIFFERING, GREY, PARTIAL, TRIES, resampled_positions
 from .decode import DecodeError
 from .fetch_ahead import numbers_of
 from .pipeline import STAND_IN_BOX
@@ -56,14 +56,29 @@ def load_batch(
 ) -> Decoded:
     """The samples at these positions, whose files are there, with bad ones by the loader's policy.
 
-    Raises ReadError or DecodeError where the policy is to raise, or where resampling finds nothing; UnavailableError,
-    whatever the policy, where the store or the cache folder fails.
+    Raises ReadError or DecodeError where the policy is to raise, or where resampling finds nothing; whatever the
+    policy, UnavailableError where the store or the cache folder fails, and WrongPixelsError for batches before.
     """
+    partial: list[tuple[int, str, str]] = []
+    decoded = _load_by_policy(resources, sampler, epoch, positions, valid, ahead, partial)
+    resources.record.add(PARTIAL, partial)  # not before: after an outage all of this is done again
+    return decoded
+
+
+def _load_by_policy(
+    resources: Resources,
+    sampler: Order,
+    epoch: int,
+    positions: np.ndarray,
+    valid: np.ndarray,
+    ahead: FetchAhead | None,
+    partial: list[tuple[int, str, str]],
+) -> Decoded:
     ids = sample_ids_of(resources, sampler, epoch, positions)
     policy = resources.on_error
     if policy == "raise":
-        return _load(resources, ids, valid)
-    decoded, reasons = _load_what_can_be(resources, ids, valid)
+        return _load(resources, ids, valid, partial)
+    decoded, reasons = _load_what_can_be(resources, ids, valid, partial)
     if not reasons:
         return decoded
     failures = _failures(resources, ids, reasons)
@@ -82,7 +97,7 @@ def load_batch(
         others = resampled_positions(sampler.seed, epoch, positions[rows], attempt, len(sampler))
         new_ids = sample_ids_of(resources, sampler, epoch, others)
         with nullcontext() if ahead is None else ahead.reading_also(numbers_of(resources.dataset, new_ids)):
-            found, why = _load_what_can_be(resources, new_ids, valid[rows])
+            found, why = _load_what_can_be(resources, new_ids, valid[rows], partial)
         met += _failures(resources, new_ids, why)
         good = np.array([row not in why for row in range(len(rows))])
         _put(decoded, rows[good], _rows(found, good))
@@ -97,23 +112,25 @@ def load_batch(
     )
 
 
-def _load(resources: Resources, ids: np.ndarray, valid: np.ndarray) -> Decoded:
+def _load(resources: Resources, ids: np.ndarray, valid: np.ndarray, partial: list[tuple[int, str, str]]) -> Decoded:
     source = resources.dataset.source
-    partial: dict[int, str] = {}
+    in_part: dict[int, str] = {}
     images = {
-        field: resources.decoder.decode(_read(source, ids, field), ids, source.describe, partial=partial)
+        field: resources.decoder.decode(_read(source, ids, field), ids, source.describe, partial=in_part)
         for field in resources.image_fields
     }
-    resources.record.add(PARTIAL, _failures(resources, ids, partial))
+    partial += _failures(resources, ids, in_part)
     values = {field: _values(resources.dataset, ids, field) for field in resources.other_fields}
     return Decoded(sample_ids=ids, images=images, values=values, valid=valid)
 
 
-def _load_what_can_be(resources: Resources, ids: np.ndarray, valid: np.ndarray) -> tuple[Decoded, dict[int, str]]:
+def _load_what_can_be(
+    resources: Resources, ids: np.ndarray, valid: np.ndarray, partial: list[tuple[int, str, str]]
+) -> tuple[Decoded, dict[int, str]]:
     # All samples, with grey and empty values where there are none, and why: by row.
     source, fields = resources.dataset.source, resources.dataset.fields
     reasons: dict[int, str] = {}
-    partial: dict[int, str] = {}
+    in_part: dict[int, str] = {}
     values = {}
     for field in resources.other_fields:
         taken, rows = _tolerant(lambda some, field=field: _values(resources.dataset, some, field), ids, reasons)
@@ -123,7 +140,7 @@ def _load_what_can_be(resources: Resources, ids: np.ndarray, valid: np.ndarray) 
         taken, rows = _tolerant(lambda some, field=field: _read(source, some, field), ids, reasons)
         decode = functools.partial(resources.decoder.decode_or_stand_in, stand_in=resources.stand_in)
         encoded = _filled(taken, rows, len(ids), _NO_BYTES)
-        batch, why = decode(encoded, ids, source.describe, partial=partial)
+        batch, why = decode(encoded, ids, source.describe, partial=in_part)
         for row, reason in why.items():
             reasons.setdefault(row, reason)
         pipeline = resources.pipelines.get(field)
@@ -142,8 +159,8 @@ def _load_what_can_be(resources: Resources, ids: np.ndarray, valid: np.ndarray) 
                         values[of][row] = _stand_in_box(values[of][row])
                 reasons |= {row: reason for row, reason in unfit.items() if row not in reasons}
         images[field] = batch
-    there = {row: reason for row, reason in partial.items() if row not in reasons}
-    resources.record.add(PARTIAL, _failures(resources, ids, there))
+        resources.record.add(DIFFERING, resources.decoder.differing())
+    partial += _failures(resources, ids, {row: reason for row, reason in in_part.items() if row not in reasons})
     return Decoded(sample_ids=ids.copy(), images=images, values=values, valid=valid.copy()), reasons
 
 

@@ -27,8 +27,8 @@ from .batch_stage import BatchStage, apply_batch_stages
 from .collate import collate
 from .crop import ImageSizeError
 from .dataset import SlipstreamDataset
-from .decode import DecodeError, Decoder
-from .device import to_device
+from .decode import DecodeError, Decoder, WrongPixelsError
+from .device import to_device, use_device
 from .fetch_ahead import FetchAhead, fetch_ahead
 from .loading import Decoded, boxes_of, load_batch, sample_ids_of
 from .pipeline import Pipeline
@@ -91,15 +91,17 @@ class Resources:
         if self.closed or os.getpid() != self.pid:
             return
         self.closed = True
-        try:
-            if self.work is not None:
-                self.work.stop()
-            for event, _ in self.held:
-                event.synchronize()
-        finally:  # a device that failed raises at every wait
-            self.held.clear()
-            self.pool.shutdown()
-            self.decoder.close()
+        on_device = torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
+        with on_device:
+            try:
+                if self.work is not None:
+                    self.work.stop()
+                for event, _ in self.held:
+                    event.synchronize()
+            finally:  # a device that failed raises at every wait
+                self.held.clear()
+                self.pool.shutdown()
+                self.decoder.close()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,9 +117,10 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """In a batch's place: it could not be read, through no fault of its samples, and is read again when asked for."""
+    """In a batch's place: an error that is not its samples' (a store is down, an image of a batch before was decoded
+    wrongly); the batch is read, or read again, when asked for."""
 
-    error: UnavailableError
+    error: UnavailableError | WrongPixelsError
 
 
 class Work:
@@ -266,6 +269,7 @@ def decode_batches(
 ) -> None:
     # The first thread: ids, bytes, pixels. An error takes its batch's place; after an outage, which says nothing of the
     # batch, it is made once the consumer asks `again`: until then nobody knows of anything that has changed.
+    use_device(resources.device)
     step = 0
     while step < len(shares):
         try:
@@ -278,7 +282,7 @@ def decode_batches(
             if isinstance(error, (ReadError, DecodeError)):
                 resources.record.add("raise", error.failures)
             made = _without_locals(error)
-            if isinstance(error, UnavailableError):
+            if isinstance(error, (UnavailableError, WrongPixelsError)):
                 made = Outage(error)
         failed = isinstance(made, Outage)
         if not out.put(made):
@@ -292,6 +296,7 @@ def decode_batches(
 
 def crop_batches(resources: Resources, source: Channel, out: Channel, epoch: int, num_batches: int) -> None:
     # The second thread: the plan, and on the CPU the crops too. Its batches have their numbers.
+    use_device(resources.device)
     number = 0
     while number < num_batches:
         made = source.get()

@@ -191,6 +191,70 @@ def test_what_dali_refuses_pillow_decodes(decoder, monkeypatch):
     assert_equal(pixels(decode(decoder, encoded)), [by_pillow(data) for data in encoded])
 
 
+def test_what_dali_refused_once_does_not_fail_its_batch_again(decoder, monkeypatch):
+    run, calls = DaliPipeline.run, []
+    refused = encode(picture(7))
+
+    def refuse(self, encoded, stream):
+        calls.append(len(encoded))
+        if any(data is refused for data in encoded):
+            raise RuntimeError("not this one")
+        return run(self, encoded, stream)
+
+    monkeypatch.setattr(DaliPipeline, "run", refuse)
+    encoded = [*jpegs(3), refused]
+    expected = [by_pillow(data) for data in encoded]
+    for _ in range(3):
+        assert_equal(pixels(decode(decoder, encoded, first_id=50)), expected)
+    assert calls == [4, 1, 1, 1, 1, 3, 3]
+    decode(decoder, encoded, first_id=60)  # others, who knows
+    assert calls[7:] == [4, 1, 1, 1, 1]
+
+
+def test_a_gpus_pipeline_begins_with_a_full_batch_of_which_all_is_the_engines(monkeypatch):
+    """How many images the JPEG engines get at most is settled by the first; the rest is decoded by other means."""
+    from nvidia.dali import fn
+
+    made = []
+
+    class Fake:
+        def __init__(self, **options):
+            self.options, self.fed, self.ran = options, [], []
+            made.append(self)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def set_outputs(self, outputs):
+            self.outputs = outputs
+
+        def build(self):
+            pass
+
+        def feed_input(self, name, encoded):
+            self.fed.append([by_pillow(data).shape for data in encoded])
+
+        def run(self, stream):
+            self.ran.append(stream)
+            return (None,)
+
+    monkeypatch.setattr("nvidia.dali.pipeline.Pipeline", Fake)
+    monkeypatch.setattr(fn, "external_source", lambda **options: None)
+    monkeypatch.setattr(fn.decoders, "image", lambda data, **options: options)
+    pipeline = DaliPipeline(torch.device("cuda", 1), max_batch=5, num_threads=3, apply_exif=False)
+    pipeline.run([jpegs(1)[0]], "a stream")
+    pipeline.run([jpegs(1)[0]], "a stream")
+    (fake,) = made
+    assert fake.options["device_id"] == 1
+    assert fake.outputs["device"] == "mixed"
+    assert fake.outputs["hw_decoder_load"] == 1.0
+    assert [len(batch) for batch in fake.fed] == [5, 1, 1]
+    assert fake.ran == [None, "a stream", "a stream"]
+
+
 def test_a_bad_sample_is_named_and_its_neighbours_stay_as_they_were(decoder):
     good = jpegs(10)
     expected = [by_pillow(data) for data in good]

@@ -6,6 +6,7 @@ import functools
 import gc
 import logging
 import threading
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ from slipstream_kernels.bytes_at import bytes_at
 from slipstream_kernels.reference import bytes_at_reference
 
 from slipstream import DecodeError, SlipstreamDataset, SlipstreamLoader, loader
-from slipstream.decode import Decoder
-from slipstream.decode_check import BOUND, ONE_IN, DecodeCheck, Probes, is_drawn, probe_addresses
+from slipstream.bad_samples import Report
+from slipstream.decode import Decoder, WrongPixelsError
+from slipstream.decode_check import BOUND, ONE_IN, DecodeCheck, Probes, image_keys, is_drawn, probe_addresses
 
 DRAWN = [int(i) for i in np.flatnonzero(is_drawn(np.arange(20_000)))]
 OTHERS = [int(i) for i in np.flatnonzero(~is_drawn(np.arange(200)))]
@@ -87,7 +89,7 @@ def failures_of(decoder: Decoder, encoded, ids):
     """What the next call says of these."""
     decoder.decode(encoded, ids, lambda i: f"file-{i}.jpg")
     settle(decoder)
-    with pytest.raises(DecodeError) as caught:
+    with pytest.raises(WrongPixelsError) as caught:
         decode(decoder, [])
     return caught.value.failures
 
@@ -123,12 +125,22 @@ def test_probes_tell_what_is_as_it_was_before() -> None:
     probes = Probes()
     places, whose = probe_addresses(np.array([1 << 20, 2 << 20]), np.array([100_000, 100_000]))
     values = np.random.default_rng(3).integers(0, 256, len(places)).astype(np.uint8)
-    assert not probes.unchanged(places, whose, values, 2).any()  # nothing is known yet
-    assert probes.unchanged(places, whose, values, 2).tolist() == [True, True]
+    assert not probes.unchanged(places, whose, values, np.array([1, 2])).any()  # nothing is known yet
+    assert probes.unchanged(places, whose, values, np.array([3, 4])).tolist() == [True, True]
+    assert probes.unchanged(places, whose, values, np.array([3, 5])).tolist() == [False, True]  # the first lay there
     changed = values.copy()
     changed[np.flatnonzero(whose == 1)[-1]] ^= 1
-    assert probes.unchanged(places, whose, changed, 2).tolist() == [True, False]
-    assert not probes.unchanged(places[:3], whose[:3], changed[:3], 1).any()  # three are equal by chance too often
+    assert probes.unchanged(places, whose, changed, np.array([6, 7])).tolist() == [True, False]
+    # three are equal by chance too often
+    assert not probes.unchanged(places[:3], whose[:3], changed[:3], np.array([8])).any()
+
+
+def test_images_of_one_sample_have_keys_of_their_own() -> None:
+    """As far as their lengths tell them apart; and no other sample has them."""
+    ids, encoded = np.array([3, 3, 4, 10**15]), [np.zeros(length, np.uint8) for length in (5, 6, 5, 5)]
+    keys = image_keys(ids, encoded)
+    assert len(set(keys.tolist())) == 4
+    assert np.array_equal(keys[2:3], image_keys(ids[2:3], encoded[2:3]))
 
 
 def test_bytes_of_any_memory_are_read_by_the_reference() -> None:
@@ -209,7 +221,7 @@ def test_a_drawn_sample_that_is_wrong_is_named(what: str, found: bool, verifying
 
 
 def test_a_sample_of_another_size_or_that_the_cpu_refuses_is_wrong(decoder: Decoder) -> None:
-    check = DecodeCheck(lambda data: by_pillow(bytes(data)))
+    check = DecodeCheck(lambda data: by_pillow(bytes(data)), torch.device("cpu"))
     whole = encode(picture(1, (60, 40)))
     batch = decoder.decode([whole], [0], str)
     assert "(40, 60) pixels, (30, 60) on the CPU" in check._compare(batch, 0, encode(picture(1, (60, 30))))
@@ -306,29 +318,89 @@ class Source(ImageSource):
         return [encode(picture(int(i), (150, 100))) for i in ids]
 
 
-@pytest.mark.parametrize("policy", ["raise", "replace"])
-def test_a_loader_raises_whatever_its_policy(policy: str, arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+class Epochs(NamedTuple):
+    """What a loader gave in three epochs: ids by batch, what its errors named, how often the wrong decoder ran."""
+
+    ids: list[list[int]]
+    named: list[tuple[int, str]]
+    times: int
+    report: Report
+
+
+def epochs_with_one_wrong(what: str, policy: str, ids: list[int], arena: Arena, monkeypatch) -> Epochs:
+    """Three epochs, in batches of 4, of a decoder that always gets the tenth of these wrong."""
     monkeypatch.setattr(loader, "Decoder", functools.partial(Decoder, verify=True))
-    dataset = SlipstreamDataset(Source(), indices=OTHERS[:24])
-    victim = bytes(dataset.source.read([OTHERS[9]])[0])
-    run = arena.run
+    dataset = SlipstreamDataset(Source(), indices=ids)
+    victim = bytes(dataset.source.read([ids[9]])[0])
+    run, times = arena.run, []
 
     def skipping(encoded, stream):
-        arena.wrong = {row: "skipped" for row, data in enumerate(encoded) if bytes(data) == victim}
+        arena.wrong = {row: what for row, data in enumerate(encoded) if bytes(data) == victim}
+        times.extend(arena.wrong)
         return run(encoded, stream)
 
     monkeypatch.setattr(arena, "run", skipping)
-    options = {"batch_size": 4, "device": "cpu", "verbose": False, "on_error": policy}
-    named = []
-    with SlipstreamLoader(dataset, **options) as made:
-        for _ in range(2):
+    given, named = [], []
+    with SlipstreamLoader(dataset, 4, device="cpu", verbose=False, on_error=policy) as made:
+        decoder = made._resources.decoder
+        decode_locked = decoder._decode_locked
+
+        def settled(*args):
+            settle(decoder)
+            return decode_locked(*args)
+
+        monkeypatch.setattr(decoder, "_decode_locked", settled)
+        for _ in range(3):
             batches = iter(made)
-            for _ in range(6):
+            while True:
                 try:
-                    next(batches)
+                    batch = next(batches, None)
                 except DecodeError as error:
                     named += [(number, path) for number, path, _ in error.failures]
-    assert set(named) == {(OTHERS[9], f"memory:{OTHERS[9]}")}
+                    continue
+                if batch is None:
+                    break
+                given.append(batch["_indices"].tolist())
+        return Epochs(given, named, len(times), made.report())
+
+
+@pytest.mark.parametrize("policy", ["raise", "replace", "skip", "resample"])
+def test_a_loader_raises_for_unwritten_images_and_loses_no_batch(
+    policy: str, arena: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = OTHERS[:24]
+    found = epochs_with_one_wrong("skipped", policy, ids, arena, monkeypatch)
+    assert found.named == [(ids[9], f"memory:{ids[9]}")]
+    assert found.ids == 3 * [ids[first : first + 4] for first in range(0, 24, 4)]
+    assert found.times == 1  # from then on the CPU decodes it
+
+
+@pytest.mark.parametrize("policy", ["replace", "skip", "resample"])
+def test_a_policy_takes_what_two_decoders_see_otherwise(
+    policy: str, arena: Arena, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = [*OTHERS[:9], DRAWN[0], *OTHERS[9:23]]
+    found = epochs_with_one_wrong("another", policy, ids, arena, monkeypatch)
+    assert found.named == []
+    assert found.ids == 3 * [ids[first : first + 4] for first in range(0, 24, 4)]
+    assert [(number, path) for number, path, _ in found.report.bad] == [(ids[9], f"memory:{ids[9]}")]
+    assert "from the CPU's pixels on average" in found.report.bad[0][2]
+    assert (found.report.replaced, found.report.skipped, found.report.resampled) == (0, 0, 0)
+    assert f"sample {ids[9]} (memory:{ids[9]}): decoded wrongly" in caplog.text
+    assert "from now on the CPU decodes it" in caplog.text
+    assert found.times == 1
+
+
+def test_one_batch_again_and_again_is_no_suspect(verifying: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory is as it was before, by its own pixels."""
+    assert verifying._check is not None
+    compared: list[int] = []
+    monkeypatch.setattr(verifying._check, "_compare", lambda batch, row, data: compared.append(row) or "")
+    encoded = [encode(picture(i, (150, 100))) for i in range(8)]
+    for _ in range(6):
+        verifying.decode(encoded, OTHERS[:8], str)
+        settle(verifying)
+    assert compared == []
 
 
 def test_the_cpu_is_not_checked_unless_asked(decoder: Decoder) -> None:

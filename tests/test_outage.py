@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from botocore.config import Config
 from cache_files import Files, text
+from decode_samples import encode, picture
 from faulty_proxy import FaultyProxy
 from litdata_samples import largest_chunk, photos, plain, write
 from own_source import ImageSource
@@ -369,6 +370,35 @@ def test_a_source_of_ones_own_may_raise_it(policy):
                 failed += [*seen]
         assert (seen, failed) == ([*range(20)], [*range(8)] * 2)
         assert next(batches, None) is None
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_what_is_there_in_part_is_counted_once_for_a_batch_that_is_read_again(policy):
+    class Source(ImageSource):
+        def __init__(self) -> None:
+            self.fields, self.fails = {"image": "image", "label": "int"}, 2
+
+        def __len__(self) -> int:
+            return 4
+
+        def read(self, ids, field="image"):
+            data = encode(picture(0, (200, 150)))
+            return [data[: len(data) // 2] if i == 1 else data for i in ids]
+
+        def values(self, ids, field):
+            self.fails -= 1
+            if self.fails in (0, 1):
+                raise UnavailableError("the table does not answer")
+            return [int(i) for i in ids]
+
+    with loader_of(SlipstreamDataset(Source()), batch_size=4, on_error=policy, truncated="grey") as loader:
+        batches = iter(loader)
+        for _ in range(2):
+            with pytest.raises(UnavailableError):
+                next(batches)
+        assert next(batches)["label"].tolist() == [0, 1, 2, 3]
+        assert loader.report().greyed == 1
+        assert [number for number, _, _ in loader.report().partial] == [1]
 
 
 def test_what_opens_a_file_hands_it_on_and_folds_the_rest():

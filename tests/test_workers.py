@@ -7,6 +7,8 @@ import io
 import threading
 import time
 import weakref
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,9 @@ from own_source import ImageSource
 from PIL import Image
 
 from slipstream import DecodeError, MultiRandomResizedCrop, SlipstreamDataset, SlipstreamLoader, decode, loader
-from slipstream.workers import Drawn
+from slipstream.decode_check import DecodeCheck
+from slipstream.device import use_device
+from slipstream.workers import Channel, Drawn, crop_batches, decode_batches
 
 
 class MemorySource(ImageSource):
@@ -47,6 +51,25 @@ def loader_of(source: MemorySource) -> SlipstreamLoader:
 
 def ours() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("slipstream")]
+
+
+def test_every_thread_that_calls_cuda_does_so_on_the_loaders_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread begins on GPU 0, where a first call makes a context: half a gigabyte of it for each other rank."""
+    used: list[tuple[str, torch.device]] = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: used.append((threading.current_thread().name, device)))
+    device = torch.device("cuda", 3)
+    resources: Any = SimpleNamespace(device=device)
+    nothing: Any = []
+    decode_batches(resources, Channel(1), Channel(1), nothing, 0, nothing, None)
+    crop_batches(resources, Channel(1), Channel(1), 0, 0)
+    here = threading.current_thread().name
+    assert used == [(here, device)] * 2
+    check = DecodeCheck(lambda data: data, device)
+    check._thread.submit(int).result()
+    check.close()
+    assert used[2:] == [("slipstream-check_0", device)]
+    use_device(torch.device("cpu"))
+    assert len(used) == 3
 
 
 @pytest.fixture
