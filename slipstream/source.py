@@ -7,6 +7,7 @@ whatever the cache that made it has forgotten since, and holds no descriptor.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import threading
 from collections import OrderedDict
@@ -174,7 +175,24 @@ class _Mapping:
 
 def map_file(path: str) -> np.ndarray:
     """Map a whole file as a read-only uint8 array [n_bytes], unmapped with its last view. Raises OSError."""
-    return _Mapping(path).array()
+    try:
+        return _Mapping(path).array()
+    except OSError as error:
+        raise told_apart(error, path) from None
+
+
+_OURS = {
+    errno.EMFILE: "this process has too many files open (ulimit -n)",
+    errno.ENFILE: "this machine has too many files open",
+    errno.ENOMEM: "this process has no memory, or too many maps, left (vm.max_map_count)",
+}
+
+
+def told_apart(error: OSError, path: str) -> OSError:
+    """The error, as an UnavailableError where it is this machine's and would be the same with any other file."""
+    if error.errno not in _OURS or isinstance(error, UnavailableError):
+        return error
+    return UnavailableError(error.errno, f"cannot open {path}: {_OURS[error.errno]}")
 
 
 class Kept(Generic[K, V]):

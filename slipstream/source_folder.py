@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from .source import Kept, ReadError, as_ids, check_field, map_file
+from .source import Kept, ReadError, UnavailableError, as_ids, check_field, map_file, told_apart
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 # Files are rarely read twice soon, so the maps kept serve only the fields and the threads of one moment.
@@ -74,11 +74,15 @@ class FolderSource:
         return map_file(self.describe(sample_id))
 
     def _content(self, sample_id: int) -> bytes | OSError:
+        path = self.describe(sample_id)
         try:
-            with open(self.describe(sample_id), "rb", buffering=0) as file:
+            with open(path, "rb", buffering=0) as file:
                 return file.read()
         except OSError as error:
-            return error
+            told = told_apart(error, path)
+            if isinstance(told, UnavailableError):
+                raise told from None
+            return told
 
     def _all_of(self, ids: list[int], opened: list[Any]) -> list[Any]:
         """Give `opened`, one for each id; ReadError where some are exceptions."""

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .header import is_image
-from .source import ReadError, as_ids, check_field
+from .source import ReadError, UnavailableError, as_ids, check_field
 from .source_arrow_values import BytesColumn, array_of, kind_of, python_of, why_missing
 from .source_shards import LocalShards, marks_of
 
@@ -117,6 +117,8 @@ class TableSource:
             rows = [self._row(int(ids[position]), number) for position in positions]
             try:
                 read_row = reader(self._files.column(file, group, field))
+            except UnavailableError:
+                raise
             except (OSError, ValueError) as error:
                 failures += [(int(ids[p]), self.describe(int(ids[p])), str(error)) for p in positions]
                 continue

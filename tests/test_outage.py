@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import builtins
 import errno
+import importlib
 import itertools
 import os
+import pickle
+import resource
 import signal
 import socket
 import threading
@@ -27,15 +30,21 @@ from faulty_proxy import FaultyProxy
 from litdata_samples import largest_chunk, photos, plain, write
 from own_source import ImageSource
 from pack_sets import files_in
+from PIL import Image
 from s3_store import KEYS, bucket_in, upload
+from tar_samples import write_set
 
 from slipstream import ReadError, SlipstreamDataset, SlipstreamLoader, UnavailableError, source_s3
 from slipstream.bad_samples import POLICIES
 from slipstream.fetch_ahead import FetchAhead
 from slipstream.pack import pack
 from slipstream.source import Kept
+from slipstream.source_arrow import open_arrow
+from slipstream.source_folder import FolderSource
 from slipstream.source_litdata import open_litdata
+from slipstream.source_parquet import open_parquet
 from slipstream.source_s3 import S3Origin
+from slipstream.source_tar import open_tar
 
 URL = "s3://outage/val"
 CHUNKS, EACH, DOWN = 24, 4, 10
@@ -409,3 +418,39 @@ def test_what_opens_a_file_hands_it_on_and_folds_the_rest():
     assert isinstance(kept, OSError)
     with pytest.raises(UnavailableError, match="no answer"):
         Kept().get([UnavailableError], fails)
+
+
+@pytest.fixture
+def no_more_files() -> Iterator[Callable[[], None]]:
+    """Calling it leaves this process no file descriptor, until the test ends."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("kind", ["folder", "folder, whole files", "tar", "Arrow", "Parquet", "LitData"])
+def test_a_process_that_may_open_no_more_files_is_no_fault_of_a_sample(kind, tmp_path, folder, no_more_files):
+    source: Any
+    if "folder" in kind:
+        (tmp_path / "n").mkdir()
+        Image.new("RGB", (9, 8)).save(tmp_path / "n" / "a.jpg")
+        source = FolderSource(tmp_path)
+    elif kind == "tar":
+        source = open_tar(write_set(tmp_path), cache_dir=tmp_path / "cache")
+    elif kind == "LitData":
+        source = open_litdata(folder)
+    else:
+        pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        table = pa.table({"image": [bytes(encode(picture()))]})
+        if kind == "Parquet":
+            pq.write_table(table, tmp_path / "a.parquet")
+        else:
+            with pa.ipc.new_stream(tmp_path / "a.arrow", table.schema) as out:
+                out.write_table(table)
+        source = (open_parquet if kind == "Parquet" else open_arrow)(tmp_path)
+    source = pickle.loads(pickle.dumps(source))  # without what it has open
+    importlib.import_module("numpy.ma")  # by the first look at a table
+    no_more_files()
+    read = source.values if kind.endswith("whole files") else source.read
+    with pytest.raises(UnavailableError, match="too many files open"):
+        read([0], "image")
