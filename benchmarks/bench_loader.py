@@ -6,9 +6,9 @@ machine does falls on all alike, and every peer's batches are checked before it 
 two-pass Pillow oracle at the boxes it returned, byte for byte; the DataLoader's by shape, dtype and mean. From stored
 YUV "decode" is its conversion to RGB, which crops do without.
 
-On two cores of an AMD EPYC (Zen 4), 2026-11-23, 512053c, 108 ImageNet photographs, images/s: slipstream decodes 1241,
-1x224 1029 (83 % of that), DINO-6 753 (61 %), its globals normalised 595 (48 %); the DataLoader 691, 767, 449 and 347;
-from stored YUV 5067, 1694 and 935, with a short side of 256 7755, 2766 and 1278. Every sample is in
+On two cores of an AMD EPYC (Zen 4), 2026-11-24, 683873f, 108 ImageNet photographs, images/s: slipstream decodes 1323,
+1x224 1162 (88 % of that), DINO-6 856 (65 %), its globals normalised 640 (48 %); the DataLoader 735, 906, 524 and 382;
+from stored YUV 5589, 1769 and 933, with a short side of 256 7571, 2720 and 1225. Every sample is in
 results/loader-cpu.json.
 """
 
