@@ -93,13 +93,17 @@ def _huffman_tables(data: Any, at: Any, end: Any, known: int) -> int:
 
 @numba.njit(types.boolean(_READ_ONLY, types.intp, types.intp, types.intp), nogil=True, cache=True)
 def _is_frame(data: Any, at: Any, length: Any, components: Any) -> bool:
-    """Whether a frame's components, three bytes each from `at` + 10 on, have their own names and factors that exist."""
+    """Whether components, three bytes each from `at` + 10 on, have names of their own and factors that divide."""
     if length != 8 + 3 * components:
         return False
+    most_high = most_wide = 0
+    for i in range(components):
+        most_high = max(most_high, np.intp(data[at + 11 + 3 * i] & 15))
+        most_wide = max(most_wide, np.intp(data[at + 11 + 3 * i] >> 4))
     for i in range(components):
         of = at + 10 + 3 * i
-        high, wide = data[of + 1] >> 4, data[of + 1] & 15
-        if not (1 <= high <= 4 and 1 <= wide <= 4) or data[of + 2] > 3:
+        wide, high = data[of + 1] >> 4, data[of + 1] & 15
+        if not (1 <= high <= 4 and 1 <= wide <= 4) or most_high % high or most_wide % wide or data[of + 2] > 3:
             return False
         for j in range(i):
             if data[of] == data[at + 10 + 3 * j]:

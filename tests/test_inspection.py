@@ -27,7 +27,7 @@ def exif(orientation: int) -> Image.Exif:
 
 
 def without_tables(data: np.ndarray) -> np.ndarray:
-    """A JPEG whose markers are in order, so that DALI gets it, and which no decoder can read."""
+    """A JPEG with a good header, and which no decoder can read."""
     whole = bytes(data)
     first, frame = whole.index(b"\xff\xdb"), whole.index(b"\xff\xc0")
     return np.frombuffer(whole[:first] + whole[frame:], np.uint8)
@@ -88,13 +88,17 @@ def test_the_text_has_every_number_within_reach(folder):
 
 
 def test_decodes_in_batches_and_each_of_a_failed_batch_alone_once(folder, monkeypatch):
+    # with a good header and of the right length, so that DALI gets it
+    whole = bytes(encode(picture(7, (90, 60)), "WEBP"))
+    first = whole.index(b"VP8 ") + 18
+    (folder / "07.jpg").write_bytes(whole[:first] + b"\xff" * (len(whole) - first))
     calls = []
     decode, alone = Decoder.decode, Decoder._decode_each_alone
     monkeypatch.setattr(Decoder, "decode", lambda self, *args: calls.append(list(args[1])) or decode(self, *args))
 
-    def counted(self, encoded, rows, *rest):
-        calls.append(("alone", list(rows)))
-        return alone(self, encoded, rows, *rest)
+    def counted(self, encoded, decoders, *rest):
+        calls.append(("alone", sorted(decoders)))
+        return alone(self, encoded, decoders, *rest)
 
     monkeypatch.setattr(Decoder, "_decode_each_alone", counted)
     monkeypatch.setattr(inspection, "_BATCH_IMAGES", 4)

@@ -135,6 +135,8 @@ def spoilt(what: str) -> bytes:
     elif what == "a longer frame":
         data[frame + 3] += 1
         data.insert(frame + 19, 0)
+    elif what == "three to two":
+        data[frame + 11], data[frame + 14] = 0x31, 0x21
     elif what == "a longer interval":
         data[scan:scan] = b"\xff\xdd\0\5\0\0\0"
     elif what == "a fifth quantization table":
@@ -172,6 +174,7 @@ def spoilt(what: str) -> bytes:
     [
         *("no quantization table", "no Huffman table", "progressive, no Huffman table", "a component that is none"),
         *("a component twice", "a name twice", "seven components", "a longer frame", "a longer interval"),
+        "three to two",
         *("a fifth quantization table", "a short quantization table", "a short Huffman table", "a fifth Huffman table"),
         *("more codes than bits", "a difference of 16 bits", "factor 0", "factor 5", "more than ten blocks"),
         *("a quantizer that is none", "progressive, from 227", "progressive, to 64", "progressive, shifted by 14"),
