@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .crop import TenCrop as TenCrop
     from .dataset import SlipstreamDataset as SlipstreamDataset
     from .decode import DecodeError as DecodeError
+    from .decode import WrongPixelsError as WrongPixelsError
     from .loader import SlipstreamLoader as SlipstreamLoader
     from .pipeline import Pipeline as Pipeline
     from .plan import Plan as Plan
@@ -73,6 +74,7 @@ _HOMES = {
     "TenCrop": "crop",
     "SlipstreamDataset": "dataset",
     "DecodeError": "decode",
+    "WrongPixelsError": "decode",
     "SlipstreamLoader": "loader",
     "Pipeline": "pipeline",
     "Plan": "plan",

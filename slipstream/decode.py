@@ -47,7 +47,12 @@ class DecodeError(RuntimeError):
 
 
 class WrongPixelsError(DecodeError):
-    """The same of images in batches that were handed out before: the device decoded them otherwise than the CPU."""
+    """The same of images in batches made before: the device decoded them otherwise than the CPU."""
+
+
+def _log_all(wrong: Sequence[Wrong]) -> None:
+    for each in wrong:
+        _log.error("sample %d (%s): %s", each.sample_id, each.path, each.reason)
 
 
 class Decoder:
@@ -195,11 +200,13 @@ class Decoder:
             return batch, reasons
 
     def _look_at_the_check(self, tolerant: bool) -> None:
-        wrong = self._check.failures() if self._check is not None else []
+        found = self._check.failures() if self._check is not None else []
+        wrong = [each for each in found if each.key not in self._for_cpu]  # not again
         self._for_cpu.update(each.key for each in wrong)
         told = [each for each in wrong if each.unwritten or not tolerant]
         self._differing += [each for each in wrong if each not in told]
         if told:
+            _log_all(told)  # whoever gets the error may have gone
             raise WrongPixelsError([(each.sample_id, each.path, each.reason) for each in told])
 
     def differing(self) -> list[tuple[int, str, str]]:
@@ -207,7 +214,8 @@ class Decoder:
 
         Only those that were written: where data are damaged, two decoders may make two pictures of them.
         """
-        differing, self._differing = self._differing, []
+        with self._lock:
+            differing, self._differing = self._differing, []
         return [(each.sample_id, each.path, each.reason) for each in differing]
 
     @property
@@ -222,9 +230,8 @@ class Decoder:
                 self._closed = True
                 self._pipeline.close()
                 try:
-                    for each in self._check.close() if self._check is not None else ():
-                        # no batch comes that it could stop
-                        _log.error("sample %d (%s): %s", each.sample_id, each.path, each.reason)
+                    # no batch comes that it could stop
+                    _log_all([*self._differing, *(self._check.close() if self._check is not None else ())])
                     for ready, _ in self._reading:
                         ready.synchronize()
                 finally:  # a device that failed raises at every wait
@@ -251,13 +258,13 @@ class Decoder:
         decoders = dict.fromkeys(alone, 2) | dict.fromkeys(for_cpu, 1) | (dict.fromkeys(known, 0) if failure else {})
         if decoders:
             refused = self._decode_each_alone(encoded, decoders, table, reasons, partial)
-            self._for_cpu.update(keys[row] for row in refused)
-            if failure and not refused:  # want of memory, say: right, but slow from now on
-                warnings.warn(
-                    f"DALI failed on a batch and then decoded each of its images alone: {failure}",
-                    RuntimeWarning,
-                    stacklevel=3,
-                )
+            if len(refused) < len(known):
+                self._for_cpu.update(keys[row] for row in refused)
+            # No fault of the images, but want of memory, say: right, but slow.
+            all_refused = len(refused) == len(known) > 1 and not reasons.keys() >= set(refused)
+            if failure and (not refused or all_refused):
+                how = "and on each of its images, which Pillow decoded" if refused else "and then decoded each alone"
+                warnings.warn(f"DALI failed on a batch, {how}: {failure}", RuntimeWarning, stacklevel=3)
         if reasons and stand_in is None:
             return None, reasons, []
         for row in reasons:

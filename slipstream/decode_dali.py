@@ -99,7 +99,7 @@ class DaliPipeline:
                 pixels = fn.decoders.image(data, device="mixed" if self.on_gpu else "cpu", **decoding)
                 self._pipeline.set_outputs(pixels)
             self._pipeline.build()
-            if self.on_gpu:
+            if self.on_gpu and self._options["batch_size"] > 1:
                 # How many images a batch may give to the engines is settled by a pipeline's first.
                 self.run([_small_jpeg()] * self._options["batch_size"], None)
         return self._pipeline

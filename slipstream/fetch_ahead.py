@@ -21,6 +21,7 @@ import numpy as np
 from .checks import byte_text
 from .daemon import PARALLEL
 from .dataset import SlipstreamDataset
+from .decode import WrongPixelsError
 from .progress import Bar
 from .sampler_windowed import Order, WindowedSampler
 from .source import UnavailableError
@@ -70,7 +71,7 @@ class FetchAhead:
     def reading(self) -> Iterator[None]:
         """Wait for the files of the next step, and hold them for the while. Raises StoppedError once stopped.
 
-        After an UnavailableError, of its own or of the caller's, it stays the next step.
+        After an UnavailableError, of its own or of the caller's, or a WrongPixelsError, it stays the next step.
         """
         with self._changed:
             if isinstance(self._error, UnavailableError):  # it may be over: the walk tries again
@@ -81,7 +82,7 @@ class FetchAhead:
                 raise self._error
         try:
             yield
-        except UnavailableError:
+        except (UnavailableError, WrongPixelsError):
             raise
         except BaseException:
             self._go_on()

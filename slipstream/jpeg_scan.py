@@ -22,6 +22,7 @@ _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 _DHT, _DQT, _DRI, _COM = 0xC4, 0xDB, 0xDD, 0xFE
 _BASELINE, _PROGRESSIVE = 0xC0, 0xC2
 _MOST_BLOCKS = 10  # of a unit of coded data (B.2.3)
+_LONGEST = 65_500  # side that libjpeg takes
 _BLOCK = 1024  # bytes of coded data looked at together, which becomes vector code
 _READ_ONLY = types.Array(types.uint8, 1, "C", readonly=True)
 
@@ -76,11 +77,11 @@ def _huffman_tables(data: Any, at: Any, end: Any, known: int) -> int:
         if table > 3 or is_ac > 1:
             return -1
         count = 0
-        room = 1 << 16  # codes of 16 bits that shorter ones leave
+        room = 1 << 16  # codes of 16 bits that shorter ones leave; the last of them, all ones, is none
         for bits in range(1, 17):
             count += np.intp(data[at + bits])
             room -= np.intp(data[at + bits]) << (16 - bits)
-        if count > 256 or room < 0 or at + 17 + count > end:
+        if count > 256 or room <= 0 or at + 17 + count > end:
             return -1
         if not is_ac:
             for place in range(at + 17, at + 17 + count):
@@ -129,16 +130,14 @@ def _is_scan(data: Any, at: Any, length: Any, frame: Any, quantizers: int, table
         if shift > 13 or (before != 0 and before != shift + 1):
             return False
     blocks = 0
-    seen = 0
     for i in range(count):
         name, dc, ac = data[at + 5 + 2 * i], data[at + 6 + 2 * i] >> 4, data[at + 6 + 2 * i] & 15
         which = -1
         for j in range(np.intp(data[frame + 9])):
             if data[frame + 10 + 3 * j] == name:
                 which = j
-        if which < 0 or seen & (1 << which) or dc > 3 or ac > 3:
+        if which < i or dc > 3 or ac > 3:  # of the orders other than the frame's, libjpeg takes one: third, second
             return False
-        seen |= 1 << which
         factors, quantizer = data[frame + 11 + 3 * which], data[frame + 12 + 3 * which]
         blocks += np.intp(factors >> 4) * np.intp(factors & 15)
         needs_dc = not progressive or (start == 0 and before == 0)
@@ -173,6 +172,9 @@ def _is_in_order(data: np.ndarray) -> bool | np.bool_:
         if _BASELINE <= marker <= _PROGRESSIVE:
             if components or length < 8 or data[at + 4] != 8 or (data[at + 9] != 1 and data[at + 9] != 3):
                 return False
+            for side in (at + 5, at + 7):
+                if (np.intp(data[side]) << 8 | np.intp(data[side + 1])) > _LONGEST:
+                    return False
             components = np.intp(data[at + 9])
             sequential = marker != _PROGRESSIVE
             frame = at

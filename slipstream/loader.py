@@ -72,7 +72,7 @@ class SlipstreamLoader:
     at `next()` DecodeError or ReadError, naming samples, or ValueError for a pickled field that could run code, after
     which iteration goes on with the next batch; and, under every `on_error`, UnavailableError where a store does not
     answer or the cache folder is full or cannot be written, after which the next `next()` reads the same batch again.
-    So it does after a DecodeError that says "decoded wrongly": a GPU's decoder failed in a batch handed out before.
+    So it does after a WrongPixelsError, a DecodeError: a GPU's decoder failed in a batch made before.
     """
 
     def __init__(

@@ -181,7 +181,7 @@ def map_file(path: str) -> np.ndarray:
         raise told_apart(error, path) from None
 
 
-_OURS = {
+OURS = {
     errno.EMFILE: "this process has too many files open (ulimit -n)",
     errno.ENFILE: "this machine has too many files open",
     errno.ENOMEM: "this process has no memory, or too many maps, left (vm.max_map_count)",
@@ -190,9 +190,9 @@ _OURS = {
 
 def told_apart(error: OSError, path: str) -> OSError:
     """The error, as an UnavailableError where it is this machine's and would be the same with any other file."""
-    if error.errno not in _OURS or isinstance(error, UnavailableError):
+    if error.errno not in OURS or isinstance(error, UnavailableError):
         return error
-    return UnavailableError(error.errno, f"cannot open {path}: {_OURS[error.errno]}")
+    return UnavailableError(error.errno, f"cannot open {path}: {OURS[error.errno]}")
 
 
 class Kept(Generic[K, V]):

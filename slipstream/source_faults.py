@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
-from .source import UnavailableError, told_apart
+from .source import OURS, UnavailableError, told_apart
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -47,8 +47,8 @@ def tells_cache_faults(method: Callable[Concatenate[F, P], R]) -> Callable[Conca
 
 
 def _is_of(error: OSError, folder: str) -> bool:
-    # What is only read gives no such errno; any other error counts by its file.
-    if error.errno in (*DISK_FULL, errno.EROFS):
+    # What is only read gives no such errno, or it is this process's; any other error counts by its file.
+    if error.errno in (*DISK_FULL, errno.EROFS, *OURS):
         return True
     path = error.filename
     if not isinstance(path, str):

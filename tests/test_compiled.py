@@ -68,6 +68,27 @@ def run_ptx(body: str, shared: int = 0, argument: int = 0) -> None:
     compiled.run(HEAD + body + "\nret;\n}\n", (1, 1, 1), shared, [argument])
 
 
+@triton.jit
+def approximate_kernel(values, divisors, quotients, powers, roots):
+    place = tl.arange(0, 256)
+    value, divisor = tl.load(values + place), tl.load(divisors + place)
+    tl.store(quotients + place, value / divisor)
+    tl.store(powers + place, tl.exp2(value))
+    tl.store(roots + place, tl.sqrt(value))
+
+
+def test_approximate_instructions_are_as_wrong_as_they_may_be() -> None:
+    """By two units in the last place (one for a root), up and down."""
+    values, divisors = torch.rand(256) + 1, torch.rand(256) + 1
+    found = [torch.zeros(256) for _ in range(3)]
+    with compiled.running_compiled():
+        approximate_kernel[(1,)](values, divisors, *found)
+    for got, exact, steps in zip(found, (values / divisors, values.exp2(), values.sqrt()), (2, 2, 1), strict=True):
+        off = got.view(torch.int32) - exact.view(torch.int32)
+        assert off.abs().max() <= steps + 1  # torch's own exp2 may be off by one
+        assert 50 < int((off < 0).sum()) < 206 and 50 < int((off > 0).sum()) < 206
+
+
 def test_what_a_barrier_parts_is_seen_and_without_it_is_a_race() -> None:
     values = torch.zeros(256, dtype=torch.int32)
     with compiled.running_compiled():

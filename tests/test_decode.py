@@ -211,6 +211,24 @@ def test_what_dali_refused_once_does_not_fail_its_batch_again(decoder, monkeypat
     assert calls[7:] == [4, 1, 1, 1, 1]
 
 
+def test_a_want_of_memory_is_not_taken_for_a_refusal(decoder, monkeypatch):
+    """All images fail, and alone too: Pillow decodes them, this time."""
+    encoded = jpegs(4)
+    expected = [by_pillow(data) for data in encoded]
+    calls, run = [], DaliPipeline.run
+
+    def run_out_of_memory(self, encoded, stream):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DaliPipeline, "run", run_out_of_memory)
+        with pytest.warns(RuntimeWarning, match=r"each of its images, which Pillow decoded: out of memory"):
+            assert_equal(pixels(decode(decoder, encoded)), expected)
+    monkeypatch.setattr(DaliPipeline, "run", lambda self, *args: calls.append(len(args[0])) or run(self, *args))
+    assert_equal(pixels(decode(decoder, encoded)), expected)
+    assert calls == [4]
+
+
 def test_a_gpus_pipeline_begins_with_a_full_batch_of_which_all_is_the_engines(monkeypatch):
     """How many images the JPEG engines get at most is settled by the first; the rest is decoded by other means."""
     from nvidia.dali import fn
@@ -253,6 +271,8 @@ def test_a_gpus_pipeline_begins_with_a_full_batch_of_which_all_is_the_engines(mo
     assert fake.outputs["hw_decoder_load"] == 1.0
     assert [len(batch) for batch in fake.fed] == [5, 1, 1]
     assert fake.ran == [None, "a stream", "a stream"]
+    DaliPipeline(torch.device("cuda", 1), max_batch=1, num_threads=3, apply_exif=False).build()
+    assert made[1].fed == []
 
 
 def test_a_bad_sample_is_named_and_its_neighbours_stay_as_they_were(decoder):

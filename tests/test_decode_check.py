@@ -6,20 +6,24 @@ import functools
 import gc
 import logging
 import threading
+import time
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from decode_samples import assert_equal, by_pillow, decode, encode, jpegs, make_decoder, picture, pixels
+from litdata_samples import photos as photos_of
+from litdata_samples import plain, write
 from own_source import ImageSource
 from PIL import Image
 from slipstream_kernels.bytes_at import bytes_at
 from slipstream_kernels.reference import bytes_at_reference
 
-from slipstream import DecodeError, SlipstreamDataset, SlipstreamLoader, loader
+from slipstream import DecodeError, SlipstreamDataset, SlipstreamLoader, WrongPixelsError, loader
 from slipstream.bad_samples import Report
-from slipstream.decode import Decoder, WrongPixelsError
+from slipstream.decode import Decoder
 from slipstream.decode_check import BOUND, ONE_IN, DecodeCheck, Probes, image_keys, is_drawn, probe_addresses
 
 DRAWN = [int(i) for i in np.flatnonzero(is_drawn(np.arange(20_000)))]
@@ -389,6 +393,64 @@ def test_a_policy_takes_what_two_decoders_see_otherwise(
     assert f"sample {ids[9]} (memory:{ids[9]}): decoded wrongly" in caplog.text
     assert "from now on the CPU decodes it" in caplog.text
     assert found.times == 1
+
+
+@pytest.mark.parametrize("end", ["shutdown", "next epoch"])
+def test_an_error_that_nobody_takes_is_in_the_log(
+    end: str, arena: Arena, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loader, "Decoder", functools.partial(Decoder, verify=True))
+    dataset = SlipstreamDataset(Source(), indices=OTHERS[:24])
+    victim, run = bytes(dataset.source.read([OTHERS[9]])[0]), arena.run
+
+    def skipping(encoded, stream):
+        arena.wrong = {row: "skipped" for row, data in enumerate(encoded) if bytes(data) == victim}
+        return run(encoded, stream)
+
+    monkeypatch.setattr(arena, "run", skipping)
+    with SlipstreamLoader(dataset, 4, device="cpu", verbose=False, on_error="replace", prefetch=4) as made:
+        batches = iter(made)
+        for _ in range(3):
+            next(batches)
+        deadline = time.monotonic() + 20
+        while not caplog.text and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if end == "next epoch":
+            assert len(list(made)) == 6
+    logged = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(logged) == 1
+    assert f"sample {OTHERS[9]} (memory:{OTHERS[9]}): decoded wrongly" in logged[0].getMessage()
+
+
+def test_a_set_that_is_fetched_loses_no_batch_either(
+    tmp_path: Path, arena: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fetches its files ahead stays at the batch, and comes to an end."""
+    ids = [*range(24)]
+    samples = plain([{**one, "image": bytes(Source().read([i])[0])} for i, one in enumerate(photos_of(24))])
+    dataset = SlipstreamDataset(remote_dir=str(write(tmp_path / "set", samples)), cache_dir=tmp_path / "cache")
+    monkeypatch.setattr(loader, "Decoder", functools.partial(Decoder, verify=True))
+    victim, run = bytes(dataset.source.read([OTHERS[9]])[0]), arena.run
+
+    def skipping(encoded, stream):
+        arena.wrong = {row: "skipped" for row, data in enumerate(encoded) if bytes(data) == victim}
+        return run(encoded, stream)
+
+    monkeypatch.setattr(arena, "run", skipping)
+    seen, named = [], []
+    with SlipstreamLoader(dataset, 4, device="cpu", verbose=False, on_error="replace") as made:
+        batches = iter(made)
+        while len(seen) < 24:
+            try:
+                seen += next(batches)["_indices"].tolist()
+            except WrongPixelsError as error:
+                named += [number for number, _, _ in error.failures]
+        assert next(batches, None) is None
+        if not named:  # it was the last to be checked
+            with pytest.raises(WrongPixelsError):
+                next(iter(made))
+    assert seen == ids
+    assert named in ([OTHERS[9]], [])
 
 
 def test_one_batch_again_and_again_is_no_suspect(verifying: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:

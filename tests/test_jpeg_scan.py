@@ -137,6 +137,14 @@ def spoilt(what: str) -> bytes:
         data.insert(frame + 19, 0)
     elif what == "three to two":
         data[frame + 11], data[frame + 14] = 0x31, 0x21
+    elif what == "a code of ones":  # two of one bit
+        data[huffman + 5 : huffman + 21] = bytes([2]) + bytes(15)
+        data[huffman + 23 : huffman + 2 + int.from_bytes(data[huffman + 2 : huffman + 4], "big")] = b""
+        data[huffman + 2 : huffman + 4] = (21).to_bytes(2, "big")
+    elif what == "out of order":
+        data[scan + 5 : scan + 11] = data[scan + 7 : scan + 9] + data[scan + 5 : scan + 7] + data[scan + 9 : scan + 11]
+    elif what == "a side of 65,501":
+        data[frame + 7 : frame + 9] = (65_501).to_bytes(2, "big")
     elif what == "a longer interval":
         data[scan:scan] = b"\xff\xdd\0\5\0\0\0"
     elif what == "a fifth quantization table":
@@ -174,7 +182,7 @@ def spoilt(what: str) -> bytes:
     [
         *("no quantization table", "no Huffman table", "progressive, no Huffman table", "a component that is none"),
         *("a component twice", "a name twice", "seven components", "a longer frame", "a longer interval"),
-        "three to two",
+        *("three to two", "a code of ones", "out of order", "a side of 65,501"),
         *("a fifth quantization table", "a short quantization table", "a short Huffman table", "a fifth Huffman table"),
         *("more codes than bits", "a difference of 16 bits", "factor 0", "factor 5", "more than ten blocks"),
         *("a quantizer that is none", "progressive, from 227", "progressive, to 64", "progressive, shifted by 14"),

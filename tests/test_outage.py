@@ -420,6 +420,26 @@ def test_what_opens_a_file_hands_it_on_and_folds_the_rest():
         Kept().get([UnavailableError], fails)
 
 
+def test_a_local_set_that_is_copied_into_the_cache_may_want_files_too(folder, tmp_path, monkeypatch):
+    """Where it is read is no part of the cache, and the want of files is none of its samples'."""
+    opened, failing = builtins.open, [False]
+
+    def limited(path, *more, **options):
+        if failing[0] and str(path).startswith(str(folder)):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+        return opened(path, *more, **options)
+
+    dataset = SlipstreamDataset(remote_dir=str(folder), cache_dir=tmp_path)
+    monkeypatch.setattr(builtins, "open", limited)
+    with loader_of(dataset, on_error="replace") as loader:
+        failing[0] = True
+        batches = iter(loader)
+        with pytest.raises(UnavailableError, match="too many files open"):
+            next(batches)
+        failing[0] = False
+        assert len(samples_of(batches)) == COUNT and loader.report().bad == ()
+
+
 @pytest.fixture
 def no_more_files() -> Iterator[Callable[[], None]]:
     """Calling it leaves this process no file descriptor, until the test ends."""
