@@ -37,17 +37,21 @@ class DecodeError(RuntimeError):
     `failures` holds one (sample_id, path, reason) for each of them, in the batch's order; the message names them all.
     """
 
+    _what = "could not be decoded"
+
     def __init__(self, failures: Sequence[tuple[int, str, str]]) -> None:
         self.failures = tuple(failures)
         super().__init__(self.failures)
 
     def __str__(self) -> str:
         lines = (f"sample {sample_id} ({path}): {reason}" for sample_id, path, reason in self.failures)
-        return "\n  ".join((f"{len(self.failures)} image(s) could not be decoded:", *lines))
+        return "\n  ".join((f"{len(self.failures)} image(s) {self._what}:", *lines))
 
 
 class WrongPixelsError(DecodeError):
     """The same of images in batches made before: the device decoded them otherwise than the CPU."""
+
+    _what = "of batches before this one are not what the CPU makes of them"
 
 
 def _log_all(wrong: Sequence[Wrong]) -> None:
