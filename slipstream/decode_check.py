@@ -69,24 +69,32 @@ def probe_addresses(addresses: np.ndarray, lengths: np.ndarray) -> tuple[np.ndar
 
 
 class Probes:
-    """The byte last seen at each address, and in which image, for as many addresses as there is room."""
+    """The byte last seen at each address, of which image, and whether that was found right, as far as there is room."""
 
     def __init__(self) -> None:
         self._addresses = np.zeros(_REMEMBERED, np.int64)
         self._values = np.zeros(_REMEMBERED, np.uint8)
         self._keys = np.zeros(_REMEMBERED, np.int64)
+        self._right = np.zeros(_REMEMBERED, bool)
 
     def unchanged(self, addresses: np.ndarray, whose: np.ndarray, values: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        """Which images (their keys, int64 [n]) show nothing but what another left, bool [n]; `values` are remembered.
+        """Which images (their keys, int64 [n]) show nothing but what was there before: bool [n]; `values` are kept.
 
-        An image where it lay itself is as it was before: a set of few batches would be one of suspects.
+        But where that was the same image, found right, it is no suspect: a set of few batches would be full of them.
         """
         slots = (addresses // _STEP) % _REMEMBERED
-        known = (self._addresses[slots] == addresses) & (self._keys[slots] != keys[whose])
-        same = known & (self._values[slots] == values)
+        there = self._addresses[slots] == addresses
+        equal = there & (self._values[slots] == values)
+        right = equal & (self._keys[slots] == keys[whose]) & self._right[slots]
         self._addresses[slots], self._values[slots], self._keys[slots] = addresses, values, keys[whose]
-        found = np.bincount(whose[known], minlength=len(keys))
-        return (found >= _NEEDED) & (np.bincount(whose[same], minlength=len(keys)) == found)
+        self._right[slots] = right
+        found = np.bincount(whose[there & ~right], minlength=len(keys))
+        return (found >= _NEEDED) & (np.bincount(whose[equal & ~right], minlength=len(keys)) == found)
+
+    def found_right(self, addresses: np.ndarray) -> None:
+        """The values at these addresses, an image's, are what they should be."""
+        slots = (addresses // _STEP) % _REMEMBERED
+        self._right[slots[self._addresses[slots] == addresses]] = True
 
 
 class Checked(NamedTuple):
@@ -145,7 +153,9 @@ class DecodeCheck:
         for place in np.flatnonzero(suspects | is_drawn(checked.sample_ids[checked.rows])).tolist():
             row = checked.rows[place]
             reason = self._compare(checked.batch, row, checked.encoded[row])
-            if reason:
+            if not reason:
+                self._probes.found_right(addresses[whose == place])
+            else:
                 held = "; its memory is as it was before" if suspects[place] else ""
                 sample_id = int(checked.sample_ids[row])
                 reason = f"decoded wrongly: {reason}{held}"

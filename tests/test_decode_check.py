@@ -131,7 +131,12 @@ def test_probes_tell_what_is_as_it_was_before() -> None:
     values = np.random.default_rng(3).integers(0, 256, len(places)).astype(np.uint8)
     assert not probes.unchanged(places, whose, values, np.array([1, 2])).any()  # nothing is known yet
     assert probes.unchanged(places, whose, values, np.array([3, 4])).tolist() == [True, True]
-    assert probes.unchanged(places, whose, values, np.array([3, 5])).tolist() == [False, True]  # the first lay there
+    assert probes.unchanged(places, whose, values, np.array([3, 4])).tolist() == [True, True]
+    probes.found_right(places[whose == 0])
+    for second in (5, 6):
+        assert probes.unchanged(places, whose, values, np.array([3, second])).tolist() == [False, True]
+    assert probes.unchanged(places, whose, values, np.array([9, 9])).tolist() == [True, True]  # another image
+    assert probes.unchanged(places, whose, values, np.array([3, 9])).tolist() == [True, True]  # not found right there
     changed = values.copy()
     changed[np.flatnonzero(whose == 1)[-1]] ^= 1
     assert probes.unchanged(places, whose, changed, np.array([6, 7])).tolist() == [True, False]
@@ -453,7 +458,8 @@ def test_a_set_that_is_fetched_loses_no_batch_either(
     assert named in ([OTHERS[9]], [])
 
 
-def test_one_batch_again_and_again_is_no_suspect(verifying: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("arena")
+def test_one_batch_again_and_again_is_compared_once(verifying: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its memory is as it was before, by its own pixels."""
     assert verifying._check is not None
     compared: list[int] = []
@@ -462,7 +468,7 @@ def test_one_batch_again_and_again_is_no_suspect(verifying: Decoder, monkeypatch
     for _ in range(6):
         verifying.decode(encoded, OTHERS[:8], str)
         settle(verifying)
-    assert compared == []
+    assert compared == [*range(8)]
 
 
 def test_the_cpu_is_not_checked_unless_asked(decoder: Decoder) -> None:
