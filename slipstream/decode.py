@@ -56,7 +56,7 @@ class WrongPixelsError(DecodeError):
 
 def _log_all(wrong: Sequence[Wrong]) -> None:
     for each in wrong:
-        _log.error("sample %d (%s): %s", each.sample_id, each.path, each.reason)
+        _log.error("sample %d (%s): %s", *each.failure)
 
 
 class Decoder:
@@ -211,7 +211,7 @@ class Decoder:
         self._differing += [each for each in wrong if each not in told]
         if told:
             _log_all(told)  # whoever gets the error may have gone
-            raise WrongPixelsError([(each.sample_id, each.path, each.reason) for each in told])
+            raise WrongPixelsError([each.failure for each in told])
 
     def differing(self) -> list[tuple[int, str, str]]:
         """(sample id, path, reason) of images of batches before that the CPU decodes otherwise, since the last call.
@@ -220,7 +220,7 @@ class Decoder:
         """
         with self._lock:
             differing, self._differing = self._differing, []
-        return [(each.sample_id, each.path, each.reason) for each in differing]
+        return [each.failure for each in differing]
 
     @property
     def busy(self) -> bool:

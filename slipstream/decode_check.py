@@ -34,11 +34,12 @@ _REMEMBERED = 1 << 18
 
 
 class Wrong(NamedTuple):
-    """A sample that a device decoded otherwise than the CPU; unwritten: what its memory held before is there yet."""
+    """A sample that a device decoded otherwise than the CPU: (sample id, path, reason), as errors name it, and its key.
 
-    sample_id: int
-    path: str
-    reason: str
+    unwritten: what its memory held before is there yet.
+    """
+
+    failure: tuple[int, str, str]
     key: int
     unwritten: bool
 
@@ -159,7 +160,8 @@ class DecodeCheck:
                 held = "; its memory is as it was before" if suspects[place] else ""
                 sample_id = int(checked.sample_ids[row])
                 reason = f"decoded wrongly: {reason}{held}"
-                failures.append(Wrong(sample_id, describe(sample_id), reason, int(keys[place]), bool(suspects[place])))
+                failure = (sample_id, describe(sample_id), reason)
+                failures.append(Wrong(failure, int(keys[place]), bool(suspects[place])))
         return failures
 
     def _compare(self, batch: RaggedBatch, row: int, data: np.ndarray) -> str:

@@ -16,6 +16,8 @@ _CPU_LIMITS = [
     ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
 ]
 
+_MOST_GPU_THREADS = 16  # each takes some 30 MB of GPU and pinned memory, by DALI's defaults
+
 
 def choose_device(given: torch.device | str | None) -> torch.device:
     """The device that a loader's argument means; ValueError for one that is unknown or not there.
@@ -56,6 +58,11 @@ def choose_device(given: torch.device | str | None) -> torch.device:
 def own_cores() -> int:
     """This process's share of the cores: under torchrun the processes of one machine share them."""
     return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def default_threads(device: torch.device) -> int:
+    """Threads of a loader on this device: one a core, for a GPU's decoder 16 at most."""
+    return own_cores() if device.type == "cpu" else min(own_cores(), _MOST_GPU_THREADS)
 
 
 def usable_cores() -> int:

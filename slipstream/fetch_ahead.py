@@ -29,6 +29,8 @@ from .source_cache import BAR_FROM, CachedFiles, StoppedError
 from .source_cache_limit import SPARE
 
 STEPS = 1024
+# Errors that say nothing of the step in which they come: it is read again.
+NOT_THE_STEPS = (UnavailableError, WrongPixelsError)
 # Files to come, beyond which the walk waits: enough that the threads never run dry.
 _TO_COME = 2 * PARALLEL
 _TICK = 0.02
@@ -71,7 +73,7 @@ class FetchAhead:
     def reading(self) -> Iterator[None]:
         """Wait for the files of the next step, and hold them for the while. Raises StoppedError once stopped.
 
-        After an UnavailableError, of its own or of the caller's, or a WrongPixelsError, it stays the next step.
+        After one of NOT_THE_STEPS, of its own or of the caller's, it stays the next step.
         """
         with self._changed:
             if isinstance(self._error, UnavailableError):  # it may be over: the walk tries again
@@ -82,7 +84,7 @@ class FetchAhead:
                 raise self._error
         try:
             yield
-        except (UnavailableError, WrongPixelsError):
+        except NOT_THE_STEPS:
             raise
         except BaseException:
             self._go_on()

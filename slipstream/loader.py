@@ -22,7 +22,7 @@ from .batch_stage import BatchStage, batch_stage_keys, check_mixing
 from .dataset import SlipstreamDataset
 from .decode import Decoder
 from .decode_pillow import TRUNCATED
-from .device import choose_device, own_cores, resolve_backend
+from .device import choose_device, default_threads, resolve_backend
 from .fetch_ahead import check_fits
 from .loading import make_stand_in
 from .pipeline import Pipeline
@@ -31,8 +31,6 @@ from .sampler_windowed import WindowedSampler, make_sampler
 from .shares import Shares, choose_ranks, choose_tail, distributed_ranks
 from .state import fingerprint, make_state, read_state
 from .workers import Drawn, Outage, Resources, Work, end_from_any_thread, finish
-
-_MOST_GPU_THREADS = 16  # each takes some 30 MB of GPU and pinned memory, by DALI's defaults
 
 _log = logging.getLogger("slipstream")
 
@@ -113,7 +111,9 @@ class SlipstreamLoader:
         self.device = choose_device(device)
         self.backend = resolve_backend(checks.one_of("backend", backend, checks.BACKENDS), self.device)
         checks.flag("verbose", verbose)
-        num_threads = _choose_threads(num_threads, self.device)
+        num_threads = (
+            default_threads(self.device) if num_threads is None else checks.whole("num_threads", num_threads, 1)
+        )
         prefetch = checks.whole("prefetch", prefetch, 1)
 
         tells_valid = self.tail == "pad" or self.on_error == "replace"
@@ -343,12 +343,6 @@ class _Epoch:
             event = torch.cuda.Event()
             event.record(torch.cuda.current_stream(self._loader.device))
             resources.hold(event, [images for images, _, _ in drawn.images.values()])
-
-
-def _choose_threads(num_threads: int | None, device: torch.device) -> int:
-    if num_threads is not None:
-        return checks.whole("num_threads", num_threads, 1)
-    return own_cores() if device.type == "cpu" else min(own_cores(), _MOST_GPU_THREADS)
 
 
 def _read_fields(fields: Mapping[str, str], exclude_fields: Sequence[str], added: Sequence[str]) -> dict[str, str]:

@@ -178,7 +178,8 @@ def map_file(path: str) -> np.ndarray:
     try:
         return _Mapping(path).array()
     except OSError as error:
-        raise told_apart(error, path) from None
+        raise_if_ours(error, path)
+        raise
 
 
 OURS = {
@@ -188,11 +189,11 @@ OURS = {
 }
 
 
-def told_apart(error: OSError, path: str) -> OSError:
-    """The error, as an UnavailableError where it is this machine's and would be the same with any other file."""
-    if error.errno not in OURS or isinstance(error, UnavailableError):
-        return error
-    return UnavailableError(error.errno, f"cannot open {path}: {OURS[error.errno]}")
+def raise_if_ours(error: Exception, path: str) -> None:
+    """Raise UnavailableError where the error is this machine's, and would be the same with any other file."""
+    code = getattr(error, "errno", None)
+    if code in OURS:
+        raise UnavailableError(code, f"cannot open {path}: {OURS[code]}") from None
 
 
 class Kept(Generic[K, V]):

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
-from .source import OURS, UnavailableError, told_apart
+from .source import OURS, UnavailableError, raise_if_ours
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -36,11 +36,10 @@ def tells_cache_faults(method: Callable[Concatenate[F, P], R]) -> Callable[Conca
             if self.folder is None or not _is_of(error, self.folder):
                 raise
             where = error.filename if isinstance(error.filename, str) else self.folder
-            failure = told_apart(error, where)
-            if failure is error:
-                failure = UnavailableError(
-                    error.errno, f"{error.strerror}: {where}, in the cache folder; mend that, or give another cache_dir"
-                )
+            raise_if_ours(error, where)
+            failure = UnavailableError(
+                error.errno, f"{error.strerror}: {where}, in the cache folder; mend that, or give another cache_dir"
+            )
         raise failure
 
     return told

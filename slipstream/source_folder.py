@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from .source import Kept, ReadError, UnavailableError, as_ids, check_field, map_file, told_apart
+from .source import Kept, ReadError, as_ids, check_field, map_file, raise_if_ours
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 # Files are rarely read twice soon, so the maps kept serve only the fields and the threads of one moment.
@@ -79,10 +79,8 @@ class FolderSource:
             with open(path, "rb", buffering=0) as file:
                 return file.read()
         except OSError as error:
-            told = told_apart(error, path)
-            if isinstance(told, UnavailableError):
-                raise told from None
-            return told
+            raise_if_ours(error, path)
+            return error
 
     def _all_of(self, ids: list[int], opened: list[Any]) -> list[Any]:
         """Give `opened`, one for each id; ReadError where some are exceptions."""

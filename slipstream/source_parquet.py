@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from .daemon import in_threads
-from .source import Kept, ProcessLock, UnavailableError, told_apart
+from .source import Kept, ProcessLock, raise_if_ours
 from .source_shards import LocalShards, find_files
 from .source_table import TableSource, one_schema
 
@@ -54,8 +54,7 @@ class ParquetFiles:
             # Mapped, a forked child does not move its parent's place in the file.
             return pyarrow.parquet.ParquetFile(path, memory_map=True)
         except (OSError, ValueError, pa.ArrowException) as error:
-            if isinstance(error, OSError) and isinstance(told := told_apart(error, path), UnavailableError):
-                raise told from None
+            raise_if_ours(error, path)
             raise ValueError(f"{path} is damaged or no Parquet file: {error}") from None
 
     def column(self, file: int, group: int, field: str) -> Any:

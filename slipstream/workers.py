@@ -29,7 +29,7 @@ from .crop import ImageSizeError
 from .dataset import SlipstreamDataset
 from .decode import DecodeError, Decoder, WrongPixelsError
 from .device import to_device, use_device
-from .fetch_ahead import FetchAhead, fetch_ahead
+from .fetch_ahead import NOT_THE_STEPS, FetchAhead, fetch_ahead
 from .loading import Decoded, boxes_of, load_batch, sample_ids_of
 from .pipeline import Pipeline
 from .plan import Plan
@@ -282,7 +282,7 @@ def decode_batches(
             if isinstance(error, (ReadError, DecodeError)):
                 resources.record.add("raise", error.failures)
             made = _without_locals(error)
-            if isinstance(error, (UnavailableError, WrongPixelsError)):
+            if isinstance(error, NOT_THE_STEPS):
                 made = Outage(error)
         failed = isinstance(made, Outage)
         if not out.put(made):

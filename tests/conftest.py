@@ -97,6 +97,16 @@ def scenes() -> list[np.ndarray]:
 
 
 @pytest.fixture
+def arena(monkeypatch: pytest.MonkeyPatch):
+    """Every decoder's pipeline writes into it."""
+    from decode_arena import Arena
+
+    arena = Arena()
+    monkeypatch.setattr("slipstream.decode.DaliPipeline.run", lambda self, encoded, stream: arena.run(encoded, stream))
+    return arena
+
+
+@pytest.fixture
 def decoder():
     """A decoder on the CPU, closed after the test."""
     from decode_samples import make_decoder

@@ -394,12 +394,3 @@ def test_a_long_value_does_not_hide_what_is_wrong() -> None:
         with pytest.raises(TypeError) as caught:
             make()
         assert len(str(caught.value)) < 400 and str(caught.value).endswith("...")
-
-
-def test_whatever_means_the_same_makes_the_same() -> None:
-    """Lists, numpy's numbers and whole floats' ints are settled, so equal crops are equal."""
-    plain = RandomResizedCrop(8, scale=(0.5, 1.0), ratio=(1.0, 2.0), seed=3)
-    assert plain == RandomResizedCrop([8, 8], scale=[np.float32(0.5), 1], ratio=[1, 2], seed=np.int64(3))
-    assert plain == RandomResizedCrop(np.int64(8), scale=(0.5, 1), ratio=(1, 2), seed=3)
-    assert MultiRandomResizedCrop({"a": {"size": 8}}) == MultiRandomResizedCrop({"a": RandomResizedCrop(8)})
-    assert Normalize([0, 0, 0], np.ones(3).tolist()) == Normalize((0.0, 0.0, 0.0), (1, 1, 1))

@@ -31,6 +31,7 @@ from slipstream.crop import (
 )
 from slipstream.draws import Draws, stream_key
 from slipstream.pipeline import Pipeline
+from slipstream.stage import Normalize
 
 P_VALUE = 1e-3  # as in test_crop.py: fixed seeds, so what passes once passes always
 
@@ -226,3 +227,12 @@ def test_wrong_random_crops_are_refused() -> None:
     assert RandomResizeShortCropLong((8, 8)) == RandomResizeShortCropLong(8)
     with pytest.raises(ValueError, match="subset_of='global_0' is for a crop beside that one"):
         drawn(RandomResizedCrop(8, subset_of="global_0"), (40, 40), 2)
+
+
+def test_whatever_means_the_same_makes_the_same() -> None:
+    """Lists, numpy's numbers and whole floats' ints are settled, so equal crops are equal."""
+    plain = RandomResizedCrop(8, scale=(0.5, 1.0), ratio=(1.0, 2.0), seed=3)
+    assert plain == RandomResizedCrop([8, 8], scale=[np.float32(0.5), 1], ratio=[1, 2], seed=np.int64(3))
+    assert plain == RandomResizedCrop(np.int64(8), scale=(0.5, 1), ratio=(1, 2), seed=3)
+    assert MultiRandomResizedCrop({"a": {"size": 8}}) == MultiRandomResizedCrop({"a": RandomResizedCrop(8)})
+    assert Normalize([0, 0, 0], np.ones(3).tolist()) == Normalize((0.0, 0.0, 0.0), (1, 1, 1))

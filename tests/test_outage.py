@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import builtins
 import errno
-import importlib
 import itertools
 import os
-import pickle
-import resource
 import signal
 import socket
 import threading
@@ -25,26 +22,19 @@ import numpy as np
 import pytest
 from botocore.config import Config
 from cache_files import Files, text
-from decode_samples import encode, picture
 from faulty_proxy import FaultyProxy
 from litdata_samples import largest_chunk, photos, plain, write
 from own_source import ImageSource
 from pack_sets import files_in
-from PIL import Image
 from s3_store import KEYS, bucket_in, upload
-from tar_samples import write_set
 
 from slipstream import ReadError, SlipstreamDataset, SlipstreamLoader, UnavailableError, source_s3
 from slipstream.bad_samples import POLICIES
 from slipstream.fetch_ahead import FetchAhead
 from slipstream.pack import pack
 from slipstream.source import Kept
-from slipstream.source_arrow import open_arrow
-from slipstream.source_folder import FolderSource
 from slipstream.source_litdata import open_litdata
-from slipstream.source_parquet import open_parquet
 from slipstream.source_s3 import S3Origin
-from slipstream.source_tar import open_tar
 
 URL = "s3://outage/val"
 CHUNKS, EACH, DOWN = 24, 4, 10
@@ -381,35 +371,6 @@ def test_a_source_of_ones_own_may_raise_it(policy):
         assert next(batches, None) is None
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_what_is_there_in_part_is_counted_once_for_a_batch_that_is_read_again(policy):
-    class Source(ImageSource):
-        def __init__(self) -> None:
-            self.fields, self.fails = {"image": "image", "label": "int"}, 2
-
-        def __len__(self) -> int:
-            return 4
-
-        def read(self, ids, field="image"):
-            data = encode(picture(0, (200, 150)))
-            return [data[: len(data) // 2] if i == 1 else data for i in ids]
-
-        def values(self, ids, field):
-            self.fails -= 1
-            if self.fails in (0, 1):
-                raise UnavailableError("the table does not answer")
-            return [int(i) for i in ids]
-
-    with loader_of(SlipstreamDataset(Source()), batch_size=4, on_error=policy, truncated="grey") as loader:
-        batches = iter(loader)
-        for _ in range(2):
-            with pytest.raises(UnavailableError):
-                next(batches)
-        assert next(batches)["label"].tolist() == [0, 1, 2, 3]
-        assert loader.report().greyed == 1
-        assert [number for number, _, _ in loader.report().partial] == [1]
-
-
 def test_what_opens_a_file_hands_it_on_and_folds_the_rest():
     def fails(key: type[OSError]) -> None:
         raise key("no answer")
@@ -418,59 +379,3 @@ def test_what_opens_a_file_hands_it_on_and_folds_the_rest():
     assert isinstance(kept, OSError)
     with pytest.raises(UnavailableError, match="no answer"):
         Kept().get([UnavailableError], fails)
-
-
-def test_a_local_set_that_is_copied_into_the_cache_may_want_files_too(folder, tmp_path, monkeypatch):
-    """Where it is read is no part of the cache, and the want of files is none of its samples'."""
-    opened, failing = builtins.open, [False]
-
-    def limited(path, *more, **options):
-        if failing[0] and str(path).startswith(str(folder)):
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
-        return opened(path, *more, **options)
-
-    dataset = SlipstreamDataset(remote_dir=str(folder), cache_dir=tmp_path)
-    monkeypatch.setattr(builtins, "open", limited)
-    with loader_of(dataset, on_error="replace") as loader:
-        failing[0] = True
-        batches = iter(loader)
-        with pytest.raises(UnavailableError, match="too many files open"):
-            next(batches)
-        failing[0] = False
-        assert len(samples_of(batches)) == COUNT and loader.report().bad == ()
-
-
-@pytest.fixture
-def no_more_files() -> Iterator[Callable[[], None]]:
-    """Calling it leaves this process no file descriptor, until the test ends."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    yield lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-@pytest.mark.parametrize("kind", ["folder", "folder, whole files", "tar", "Arrow", "Parquet", "LitData"])
-def test_a_process_that_may_open_no_more_files_is_no_fault_of_a_sample(kind, tmp_path, folder, no_more_files):
-    source: Any
-    if "folder" in kind:
-        (tmp_path / "n").mkdir()
-        Image.new("RGB", (9, 8)).save(tmp_path / "n" / "a.jpg")
-        source = FolderSource(tmp_path)
-    elif kind == "tar":
-        source = open_tar(write_set(tmp_path), cache_dir=tmp_path / "cache")
-    elif kind == "LitData":
-        source = open_litdata(folder)
-    else:
-        pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-        table = pa.table({"image": [bytes(encode(picture()))]})
-        if kind == "Parquet":
-            pq.write_table(table, tmp_path / "a.parquet")
-        else:
-            with pa.ipc.new_stream(tmp_path / "a.arrow", table.schema) as out:
-                out.write_table(table)
-        source = (open_parquet if kind == "Parquet" else open_arrow)(tmp_path)
-    source = pickle.loads(pickle.dumps(source))  # without what it has open
-    importlib.import_module("numpy.ma")  # by the first look at a table
-    no_more_files()
-    read = source.values if kind.endswith("whole files") else source.read
-    with pytest.raises(UnavailableError, match="too many files open"):
-        read([0], "image")

@@ -14,7 +14,7 @@ from decode_samples import assert_equal, by_pillow, decode, encode, jpegs, make_
 from own_source import ImageSource
 from PIL import Image, ImageFile
 
-from slipstream import DecodeError, SlipstreamDataset, SlipstreamLoader
+from slipstream import DecodeError, SlipstreamDataset, SlipstreamLoader, UnavailableError
 from slipstream.decode_pillow import decode_with_pillow
 
 SIZE = (160, 120)
@@ -228,6 +228,36 @@ def test_a_loader_hands_them_out_and_reports_them(policy: str, caplog: pytest.Lo
     assert "1 samples there in part" in str(report) and "memory:2" in str(report)
     logged = [record.getMessage() for record in caplog.records if "memory:2" in record.getMessage()]
     assert len(logged) == 1 and logged[0].endswith("the rest is grey")
+
+
+@pytest.mark.parametrize("policy", ["raise", "replace", "skip", "resample"])
+def test_what_is_there_in_part_is_counted_once_for_a_batch_that_is_read_again(policy: str) -> None:
+    class Failing(ImageSource):
+        def __init__(self) -> None:
+            self.fields, self.fails = {"image": "image", "label": "int"}, 2
+
+        def __len__(self) -> int:
+            return 4
+
+        def read(self, ids, field="image"):
+            data = encode(picture(0, (200, 150)))
+            return [data[: len(data) // 2] if i == 1 else data for i in ids]
+
+        def values(self, ids, field):
+            self.fails -= 1
+            if self.fails in (0, 1):
+                raise UnavailableError("the table does not answer")
+            return [int(i) for i in ids]
+
+    options = {"device": "cpu", "verbose": False, "on_error": policy, "truncated": "grey"}
+    with SlipstreamLoader(SlipstreamDataset(Failing()), 4, **options) as loader:
+        batches = iter(loader)
+        for _ in range(2):
+            with pytest.raises(UnavailableError):
+                next(batches)
+        assert next(batches)["label"].tolist() == [0, 1, 2, 3]
+        assert loader.report().greyed == 1
+        assert [number for number, _, _ in loader.report().partial] == [1]
 
 
 def test_other_words_are_refused() -> None:
