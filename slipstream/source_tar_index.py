@@ -123,7 +123,8 @@ def index_shards(shards: Shards, folder: str) -> TarIndex:
                 place = shards.place(number)
                 found = shards.open(number, lambda path: scan(path, place))
                 if keeps:
-                    found.save(path)
+                    with only_one(path):  # or who opens another set, and sweeps, takes it for a killed process's
+                        found.save(path)
             return found
 
         found = []

@@ -3,6 +3,7 @@ import pickle
 import threading
 from collections import Counter
 
+import numpy as np
 import pytest
 from botocore.config import Config
 from faulty_proxy import FAULTS, FaultyProxy
@@ -11,6 +12,7 @@ from tar_samples import jpeg, sample, write, write_set
 
 from slipstream.dataset import SlipstreamDataset
 from slipstream.source import ReadError
+from slipstream.source_locks import sweep
 from slipstream.source_s3 import S3Origin
 from slipstream.source_tar import open_tar
 
@@ -214,3 +216,18 @@ def test_a_broken_shard_in_s3_is_named_and_the_index_not_kept(bucket, options, c
     assert "secret" not in str(caught.value)
     bucket.put_object(Bucket="shards", Key="set/train-002.tar", Body=whole)
     assert len(open_tar("s3://shards/set", storage_options=options)) == 12
+
+
+def test_who_opens_another_set_leaves_the_index_that_is_being_written(tmp_path, monkeypatch):
+    """It sweeps the folder that they share of what killed processes left."""
+    savez, swept = np.savez, []
+
+    def save_while_another_opens(file, **arrays):
+        savez(file, **arrays)
+        sweep(os.path.dirname(file.name))
+        swept.append(file.name)
+
+    monkeypatch.setattr(np, "savez", save_while_another_opens)
+    (tmp_path / "set").mkdir()
+    assert len(open_tar(write_set(tmp_path / "set"), cache_dir=tmp_path / "cache")) == 12
+    assert len(swept) == 4  # of each shard, and of the whole
